@@ -1,0 +1,122 @@
+"""Causal self-attention: multi-head, grouped-query and multi-query, with rotary positions and query-key norm.
+
+Shapes: S sequence, B batch, H hidden, A query heads, G key-value heads, D head size; A and G are this rank's.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.config import ModelConfig, RopeScaling
+from models.layers import Layers, Norm
+from models.random import keep_mask, offsets, stream_key
+
+
+class Attention(nn.Module):
+    """Projections around the attention core. `recompute_core` drops the core's activations and computes them again."""
+
+    def __init__(self, config: ModelConfig, layers: Layers, name: str, *, recompute_core: bool) -> None:
+        super().__init__()
+        width = config.head_width
+        self.config, self.recompute_core, self._layers = config, recompute_core, layers
+        self.heads, self.kv_heads = layers.share(config.heads), layers.share(config.key_value_heads)
+        query, key_value = config.heads * width, config.key_value_heads * width
+        residual_std = config.init_std / (math.sqrt(2 * config.layers) if config.scaled_residual_init else 1.0)
+        bias = config.bias or config.qkv_bias
+        self.qkv = layers.column(config.hidden_size, (query, key_value, key_value), bias=bias, std=config.init_std)
+        self.output = layers.row(query, config.hidden_size, bias=config.bias, std=residual_std)
+        self.query_norm = _HeadNorm(layers, width, config.norm_eps) if config.qk_norm else None
+        self.key_norm = _HeadNorm(layers, width, config.norm_eps) if config.qk_norm else None
+        self._dropout_key = stream_key(layers.clock.seed, "dropout", name, "attention")
+
+    def forward(self, x: Tensor, first_sample: int) -> Tensor:
+        """x: [S, B, H] -> [S, B, H]."""
+        width = self.config.head_width
+        qkv = self.qkv(x)
+        query, key, value = (
+            part.unflatten(-1, (-1, width))
+            for part in qkv.split([self.heads * width, self.kv_heads * width, self.kv_heads * width], dim=-1)
+        )
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.config.positions == "rotary":
+            cosine, sine = rotary_table(
+                qkv.shape[0], width, self.config.rope_theta, self.config.rope_scaling, qkv.device, qkv.dtype
+            )
+            query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+        if self.recompute_core and self.training:
+            mixed = checkpoint(self._core, query, key, value, first_sample, use_reentrant=False)
+        else:
+            mixed = self._core(query, key, value, first_sample)
+        return self.output(mixed)
+
+    def _core(self, query: Tensor, key: Tensor, value: Tensor, first_sample: int) -> Tensor:
+        """query [S, B, A, D], key and value [S, B, G, D] -> [S, B, A * D]."""
+        q, k, v = (part.permute(1, 2, 0, 3) for part in (query, key, value))
+        if self.config.attention_dropout > 0 and self.training:
+            mixed = self._core_with_dropout(q, k, v, first_sample)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
+        return mixed.permute(2, 0, 1, 3).flatten(2)
+
+    def _core_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, first_sample: int) -> Tensor:
+        """The core written out, since a fused kernel would draw its own mask: q [B, A, S, D] -> [B, A, S, D]."""
+        batch, heads, length, width = q.shape
+        k, v = (part.repeat_interleave(heads // self.kv_heads, dim=1) for part in (k, v))
+        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(width)
+        causal = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+        weights = scores.masked_fill(~causal, float("-inf")).softmax(-1)
+        index = offsets(
+            (batch + 1, self.config.heads, length, length),
+            (first_sample, self._layers.feature_start(heads), 0, 0),
+            (batch, heads, length, length),
+            q.device,
+        )
+        weights = weights * keep_mask(self._dropout_key, self.config.attention_dropout, index)
+        return weights.to(v.dtype) @ v
+
+
+class _HeadNorm(nn.Module):
+    """RMSNorm of each head; its gain is shared by all heads, so its gradient is summed over the tensor axis."""
+
+    def __init__(self, layers: Layers, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps, self._layers = eps, layers
+        self.weight = layers.replicated(nn.Parameter(torch.empty(width, dtype=layers.dtype)), constant=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self._layers.use_in_heads(self.weight), self.eps)
+
+
+@lru_cache(maxsize=16)
+def rotary_table(
+    length: int, width: int, theta: float, scaling: RopeScaling, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, each [length, 1, 1, width] with both halves filled (RoFormer, arXiv 2104.09864); angles in
+    float64 so that long positions keep their precision."""
+    frequency = theta ** -(torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
+    if scaling.factor != 1.0:
+        frequency = _scale_frequencies(frequency, scaling)
+    angle = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequency
+    both = torch.cat((angle, angle), dim=-1)[:, None, None, :]
+    return both.cos().to(dtype), both.sin().to(dtype)
+
+
+def _scale_frequencies(frequency: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3.1's rule: long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
+    turns = scaling.original_sequence * frequency / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequency * (kept + (1 - kept) / scaling.factor)
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn pairs (i, i + D/2) of x [S, B, A, D] by their position's angles."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine

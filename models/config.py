@@ -1,0 +1,178 @@
+"""What a model is: one decoder, its dialects as options that combine freely.
+
+Every field is documented by the string under it; `triaxis train --help` prints those strings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NORMS = ("layernorm", "rmsnorm")
+POSITIONS = ("learned", "rotary", "none")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu")
+GATED = ("swiglu", "geglu")
+RECOMPUTE = ("none", "block", "selective")
+
+
+class ModelError(ValueError):
+    """A model that cannot be: the message names the option, the value, the limit and the cure."""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of rotary frequencies (`rope_type: llama3` in Hugging Face configurations)."""
+
+    factor: float = 1.0
+    """How much longer the context becomes; 1 leaves the frequencies as they are."""
+    low_frequency_factor: float = 1.0
+    """Wavelengths above original_sequence / this are divided by `factor`."""
+    high_frequency_factor: float = 4.0
+    """Wavelengths below original_sequence / this are left alone; between the two the change is linear."""
+    original_sequence: int = 8192
+    """Sequence length in tokens that the unscaled frequencies were trained with."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer."""
+
+    name: str = "model"
+    """Name of the preset; only shown."""
+    vocab_size: int = 0
+    """Rows of the token embedding; 0 takes the tokenizer's size."""
+    vocab_multiple: int = 1
+    """The vocabulary is padded up to a multiple of this, so that it divides by the tensor degree."""
+    hidden_size: int = 256
+    """Width of the residual stream."""
+    layers: int = 4
+    """Number of transformer blocks."""
+    heads: int = 4
+    """Number of query heads."""
+    kv_heads: int = 0
+    """Number of key and value heads: 0 for as many as `heads`, 1 for multi-query, between for grouped-query attention."""
+    head_size: int = 0
+    """Width of one head; 0 for hidden_size / heads."""
+    ffn_size: int = 0
+    """Width of the feed-forward layer; 0 for 4 x hidden_size, or 8/3 x rounded up to a multiple of 64 when gated."""
+    max_sequence: int = 2048
+    """Longest sequence in tokens; rows of a learned position table, limit of a rotary one."""
+    positions: str = "rotary"
+    """How positions enter: learned, rotary or none."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling = RopeScaling()
+    """Stretching of the rotary frequencies."""
+    norm: str = "rmsnorm"
+    """layernorm or rmsnorm."""
+    norm_position: str = "pre"
+    """pre: x + f(norm(x)), with a norm before the head; post: norm(x + f(x)), as in the first transformer."""
+    norm_eps: float = 1e-5
+    """Added to the variance inside the norms."""
+    activation: str = "swiglu"
+    """gelu, gelu_tanh, relu, squared_relu, or the gated swiglu and geglu."""
+    bias: bool = False
+    """Biases in all linear layers, and in LayerNorm."""
+    qkv_bias: bool = False
+    """Biases in the query, key and value projections even where `bias` is off (Qwen2)."""
+    tied_embeddings: bool = True
+    """The output head reuses the token embedding."""
+    qk_norm: bool = False
+    """RMS normalisation of each query and key head before the rotation."""
+    dropout: float = 0.0
+    """Dropout probability on embeddings and on both residual branches."""
+    attention_dropout: float = 0.0
+    """Dropout probability on attention weights; above 0 the attention core is computed unfused."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights."""
+    scaled_residual_init: bool = True
+    """Divide the initial weights of the projections into the residual stream by sqrt(2 x layers) (GPT-2)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be; sizes of 0 stay as written, the properties below resolve them."""
+        _one_of("model.norm", self.norm, NORMS)
+        _one_of("model.norm_position", self.norm_position, ("pre", "post"))
+        _one_of("model.positions", self.positions, POSITIONS)
+        _one_of("model.activation", self.activation, ACTIVATIONS)
+        for option in ("hidden_size", "layers", "heads", "max_sequence", "vocab_multiple"):
+            if getattr(self, option) < 1:
+                raise ModelError(f"model.{option}={getattr(self, option)}: must be at least 1")
+        for option in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, option) < 1:
+                raise ModelError(f"model.{option}={getattr(self, option)}: must be at least 0 and below 1")
+        if self.head_size == 0 and self.hidden_size % self.heads:
+            raise ModelError(
+                f"model.heads={self.heads}: does not divide model.hidden_size={self.hidden_size}; "
+                "choose a divisor or set model.head_size"
+            )
+        if self.heads % self.key_value_heads:
+            raise ModelError(
+                f"model.kv_heads={self.kv_heads}: must divide model.heads={self.heads} so that every group is as large"
+            )
+        if self.positions == "rotary" and self.head_width % 2:
+            raise ModelError(f"model.head_size={self.head_width}: rotary positions turn pairs; choose an even size")
+        if self.rope_scaling.factor != 1.0 and self.positions != "rotary":
+            raise ModelError(
+                f"model.rope_scaling.factor={self.rope_scaling.factor}: has no effect with "
+                f"model.positions={self.positions}; set it to 1"
+            )
+
+    @property
+    def key_value_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head."""
+        return self.head_size or self.hidden_size // self.heads
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layer multiplies two projections."""
+        return self.activation in GATED
+
+    @property
+    def ffn_width(self) -> int:
+        """Width of the feed-forward layer."""
+        if self.ffn_size:
+            return self.ffn_size
+        return -(-8 * self.hidden_size // 3 // 64) * 64 if self.gated else 4 * self.hidden_size
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding, padding included."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ModelError(f"{option}={value}: choose one of {', '.join(choices)}")
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Exact number of trainable parameters, padding of the vocabulary included, tied weights once."""
+    hidden, width = config.hidden_size, config.head_width
+    query, key_value = config.heads * width, config.key_value_heads * width
+    norm = hidden * (2 if config.norm == "layernorm" and config.bias else 1)
+    attention = hidden * (query + 2 * key_value) + query * hidden
+    attention += (query + 2 * key_value) if config.bias or config.qkv_bias else 0
+    attention += hidden if config.bias else 0
+    attention += 2 * width if config.qk_norm else 0
+    up = config.ffn_width * (2 if config.gated else 1)
+    feed_forward = hidden * up + config.ffn_width * hidden + (up + hidden if config.bias else 0)
+    layer = attention + feed_forward + 2 * norm
+    embedding = config.padded_vocab * hidden * (1 if config.tied_embeddings else 2)
+    positions = config.max_sequence * hidden if config.positions == "learned" else 0
+    return embedding + positions + config.layers * layer + (norm if config.norm_position == "pre" else 0)
+
+
+def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """Floating-point operations of forward and backward for one token: 6 for each weight of a matrix product, and
+    12 x layers x heads x head_size x sequence for attention scores, of which a causal mask needs half
+    (PaLM, appendix B, arXiv 2204.02311; the causal half as in most published utilisations)."""
+    weights = count_parameters(config)
+    if not config.tied_embeddings:
+        weights -= config.padded_vocab * config.hidden_size
+    if config.positions == "learned":
+        weights -= config.max_sequence * config.hidden_size
+    return 6.0 * weights + 6.0 * config.layers * config.heads * config.head_width * sequence_length

@@ -1,0 +1,183 @@
+"""The decoder as a list of named blocks that can be built from i to j: a pipeline stage is such a slice.
+
+Blocks: `embedding`, `positions`, `layers.0` … `layers.n-1`, `final_norm` (pre-norm models only), `head`. Between blocks
+flows one tensor [S, B, H]; tokens [B, S] go in, logits [S, B, V] come out. Tokens and position embeddings are two blocks
+so that a tied head shares a block that holds nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.attention import Attention
+from models.config import ModelConfig
+from models.feedforward import FeedForward
+from models.layers import Dropout, Layers, Norm
+from models.parameters import declaration, initialise
+
+
+class Block(nn.Module):
+    """A named part of the decoder; parameter names are `<name>.<path>` at every layout."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+class EmbeddingBlock(Block):
+    """tokens [B, S] int64 -> [S, B, H]."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__("embedding")
+        self.token = layers.embedding(config.padded_vocab, config.hidden_size, std=config.init_std)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.token(tokens)
+
+
+class PositionBlock(Block):
+    """Adds learned positions, if the model has them, and drops out."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__("positions")
+        self._layers = layers
+        self.weight: nn.Parameter | None = None
+        if config.positions == "learned":
+            table = nn.Parameter(torch.empty(config.max_sequence, config.hidden_size, dtype=layers.dtype))
+            self.weight = layers.replicated(table, std=config.init_std)
+        self.dropout = Dropout(layers, config.dropout, self.name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight is not None:
+            start = self._layers.sequence_start(x.shape[0])
+            x = x + self._layers.use(self.weight)[start : start + x.shape[0], None, :]
+        if self.dropout.probability == 0 or not self.training:
+            return x
+        return self.dropout(x, self._layers.clock.first_sample(self.name, x.shape[1]), self._layers.uncut(x.shape[0]))
+
+
+class DecoderLayer(Block):
+    """Attention and feed-forward around the residual stream, pre- or post-norm."""
+
+    def __init__(self, config: ModelConfig, layers: Layers, index: int, recompute: str) -> None:
+        super().__init__(f"layers.{index}")
+        self.pre_norm = config.norm_position == "pre"
+        self.recompute = recompute == "block"
+        self._layers = layers
+        self.attention_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
+        self.attention = Attention(config, layers, self.name, recompute_core=recompute == "selective")
+        self.ffn_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
+        self.feed_forward = FeedForward(config, layers)
+        self.attention_drop = Dropout(layers, config.dropout, f"{self.name}/attention_output")
+        self.ffn_drop = Dropout(layers, config.dropout, f"{self.name}/ffn_output")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [S, B, H] -> [S, B, H]."""
+        first_sample = self._layers.clock.first_sample(self.name, x.shape[1]) if self.training else 0
+        if self.recompute and self.training:
+            return checkpoint(self._run, x, first_sample, use_reentrant=False)
+        return self._run(x, first_sample)
+
+    def _run(self, x: Tensor, first_sample: int) -> Tensor:
+        length = self._layers.uncut(x.shape[0])
+        if self.pre_norm:
+            x = x + self.attention_drop(self.attention(self.attention_norm(x), first_sample), first_sample, length)
+            return x + self.ffn_drop(self.feed_forward(self.ffn_norm(x)), first_sample, length)
+        x = self.attention_norm(x + self.attention_drop(self.attention(x, first_sample), first_sample, length))
+        return self.ffn_norm(x + self.ffn_drop(self.feed_forward(x), first_sample, length))
+
+
+class FinalNorm(Block):
+    """The norm before the head of a pre-norm model."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__("final_norm")
+        self.norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+class HeadBlock(Block):
+    """[S, B, H] -> logits [S, B, V]; tied to the embedding by being handed its block."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__("head")
+        self.projection = layers.head(
+            config.hidden_size, config.padded_vocab, std=config.init_std, tied=config.tied_embeddings
+        )
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return self.projection(x, weight)
+
+
+def block_count(config: ModelConfig) -> int:
+    """Number of blocks: embedding, positions, layers, the final norm of pre-norm models, head."""
+    return config.layers + 3 + (config.norm_position == "pre")
+
+
+def block_costs(config: ModelConfig, sequence_length: int) -> list[float]:
+    """Estimated cost of each block in FLOPs a token, for cutting pipeline stages evenly: matrix products forward and
+    backward; looking up an embedding costs next to nothing, the head as much as its matrix."""
+    width = config.head_width * (2 * config.heads + 2 * config.key_value_heads)
+    ffn = config.ffn_width * (3 if config.gated else 2)
+    layer = 6.0 * config.hidden_size * (width + ffn) + 6.0 * config.heads * config.head_width * sequence_length
+    small = 0.01 * layer
+    tail = [small] if config.norm_position == "pre" else []
+    return [small, small, *[layer] * config.layers, *tail, 6.0 * config.hidden_size * config.padded_vocab]
+
+
+def build_block(config: ModelConfig, layers: Layers, index: int, recompute: str = "none") -> Block:
+    """Build the block at `index` of the decoder."""
+    if index == 0:
+        return EmbeddingBlock(config, layers)
+    if index == 1:
+        return PositionBlock(config, layers)
+    if index < config.layers + 2:
+        return DecoderLayer(config, layers, index - 2, recompute)
+    if index == block_count(config) - 1:
+        return HeadBlock(config, layers)
+    return FinalNorm(config, layers)
+
+
+class Decoder(nn.Module):
+    """Blocks [start, stop) of a decoder in order. The whole decoder maps tokens [B, S] to logits [S, B, V]."""
+
+    def __init__(
+        self, config: ModelConfig, layers: Layers, start: int = 0, stop: int | None = None, recompute: str = "none"
+    ) -> None:
+        super().__init__()
+        stop = block_count(config) if stop is None else stop
+        self.blocks = nn.ModuleList(build_block(config, layers, i, recompute) for i in range(start, stop))
+        self.tied = config.tied_embeddings
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if isinstance(block, HeadBlock) and self.tied:
+                x = block(x, self._embedding().token.weight)
+            else:
+                x = block(x)
+        return x
+
+    def _embedding(self) -> EmbeddingBlock:
+        first = self.blocks[0]
+        assert isinstance(first, EmbeddingBlock), "a tied head without its embedding is the pipeline engine's business"
+        return first
+
+
+def named_parameters(blocks: Iterator[nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Logical name and parameter of every parameter of some blocks."""
+    for block in blocks:
+        assert isinstance(block, Block)
+        for name, parameter in block.named_parameters():
+            yield f"{block.name}.{name}", parameter
+
+
+def initialise_blocks(blocks: Iterator[nn.Module], seed: int) -> None:
+    """Write the initial weights of whole (unpartitioned) blocks."""
+    for name, parameter in named_parameters(blocks):
+        initialise(parameter.data, name, seed, declaration(parameter), (0,) * parameter.dim())

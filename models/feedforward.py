@@ -1,0 +1,55 @@
+"""The feed-forward layer: plain (GELU, ReLU, squared ReLU) or gated (SwiGLU, GEGLU; Shazeer, arXiv 2002.05202)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.layers import Layers
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _squared_relu(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def _swiglu(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _geglu(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return F.gelu(gate) * up
+
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "squared_relu": _squared_relu,
+    "swiglu": _swiglu,
+    "geglu": _geglu,
+}
+
+
+class FeedForward(nn.Module):
+    """[S, B, H] -> [S, B, H] through F features; gated ones fuse gate and up in one product."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__()
+        parts = (config.ffn_width,) * (2 if config.gated else 1)
+        residual_std = config.init_std / (math.sqrt(2 * config.layers) if config.scaled_residual_init else 1.0)
+        self.up = layers.column(config.hidden_size, parts, bias=config.bias, std=config.init_std)
+        self.down = layers.row(config.ffn_width, config.hidden_size, bias=config.bias, std=residual_std)
+        self.activation = ACTIVATION_FUNCTIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))

@@ -1,0 +1,196 @@
+"""What models are made of: the `Layers` protocol and its plain factory.
+
+A model asks a factory for its parts, so a model file knows no mesh. `parallel/layers.py` has the factory over
+megatron-core; a fused kernel or another number format is a further factory.
+
+Shapes: S sequence (this rank's share where sequence parallelism cuts it), B batch, H hidden. Activations are [S, B, H],
+sequence first as in megatron-core, since sequence parallelism cuts dim 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.parameters import declare
+from models.random import Clock, keep_mask, offsets, stream_key
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Layers(Protocol):
+    """A factory of layers. Column layers cut their outputs over the tensor axis, row layers their inputs."""
+
+    dtype: torch.dtype
+    clock: Clock
+
+    def share(self, count: int) -> int:
+        """How many of `count` heads or features this rank holds."""
+
+    def sequence_start(self, length: int) -> int:
+        """Global position of the first of `length` local positions."""
+
+    def uncut(self, length: int) -> int:
+        """Sequence length of which `length` positions are this rank's share."""
+
+    def feature_start(self, count: int) -> int:
+        """Global index of the first of `count` local heads or features."""
+
+    def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:
+        """Linear layer [S, B, inputs] -> [S_full, B, share of every part], the parts side by side."""
+
+    def row(self, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:
+        """Linear layer [S_full, B, share of inputs] -> [S, B, outputs]."""
+
+    def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
+        """Token embedding, tokens [B, S] -> [S, B, H]; `weight` may be shared with `head`."""
+
+    def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
+        """Output projection, called as head(x, weight or None): [S, B, H] -> [S_full, B, share of rows]."""
+
+    def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:
+        """Declare a parameter that every rank holds whole."""
+
+    def use(self, parameter: Tensor) -> Tensor:
+        """A replicated parameter as it enters arithmetic on this rank's share of the sequence."""
+
+    def use_in_heads(self, parameter: Tensor) -> Tensor:
+        """A replicated parameter as it enters arithmetic on this rank's share of the heads."""
+
+    def loss(self) -> Loss:
+        """Cross entropy, (logits [S, B, share of V], targets [S, B]) -> float32 [S, B], nats."""
+
+
+class PlainLayers:
+    """The factory for one process: everything whole."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, clock: Clock | None = None) -> None:
+        self.dtype = dtype
+        self.clock = clock or Clock(0)
+
+    def share(self, count: int) -> int:  # noqa: D102
+        return count
+
+    def sequence_start(self, length: int) -> int:  # noqa: D102
+        return 0
+
+    def uncut(self, length: int) -> int:  # noqa: D102
+        return length
+
+    def feature_start(self, count: int) -> int:  # noqa: D102
+        return 0
+
+    def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:  # noqa: D102
+        return Linear(inputs, sum(parts), bias=bias, std=std, dtype=self.dtype)
+
+    def row(self, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:  # noqa: D102
+        return Linear(inputs, outputs, bias=bias, std=std, dtype=self.dtype)
+
+    def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:  # noqa: D102
+        return Embedding(rows, hidden, std=std, dtype=self.dtype)
+
+    def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:  # noqa: D102
+        return Head(hidden, rows, std=std, tied=tied, dtype=self.dtype)
+
+    def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:  # noqa: D102
+        declare(parameter, std=std, constant=constant)
+        return parameter
+
+    def use(self, parameter: Tensor) -> Tensor:  # noqa: D102
+        return parameter
+
+    def use_in_heads(self, parameter: Tensor) -> Tensor:  # noqa: D102
+        return parameter
+
+    def loss(self) -> Loss:  # noqa: D102
+        return cross_entropy
+
+
+class Linear(nn.Module):
+    """Affine map of the last dim; weight [outputs, inputs]."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, std: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
+        declare(self.weight, std=std)
+        self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype)) if bias else None
+        if self.bias is not None:
+            declare(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """Token embedding: tokens [B, S] int64 -> [S, B, H]."""
+
+    def __init__(self, rows: int, hidden: int, *, std: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, hidden, dtype=dtype))
+        declare(self.weight, std=std)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens.t(), self.weight)
+
+
+class Head(nn.Module):
+    """Output projection without bias; with `tied` it owns no weight and is handed the embedding's."""
+
+    def __init__(self, hidden: int, rows: int, *, std: float, tied: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = None if tied else nn.Parameter(torch.empty(rows, hidden, dtype=dtype))
+        if self.weight is not None:
+            declare(self.weight, std=std)
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return F.linear(x, self.weight if weight is None else weight)
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last dim, in float32 (torch's kernels accumulate so), output in the input's dtype."""
+
+    def __init__(self, layers: Layers, kind: str, size: int, eps: float, *, bias: bool) -> None:
+        super().__init__()
+        self.kind, self.eps, self.size = kind, eps, size
+        self._use = layers.use
+        self.weight = layers.replicated(nn.Parameter(torch.empty(size, dtype=layers.dtype)), constant=1.0)
+        has_bias = kind == "layernorm" and bias
+        self.bias = layers.replicated(nn.Parameter(torch.empty(size, dtype=layers.dtype))) if has_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self._use(self.weight)
+        if self.kind == "rmsnorm":
+            return F.rms_norm(x, (self.size,), weight, self.eps)
+        return F.layer_norm(x, (self.size,), weight, None if self.bias is None else self._use(self.bias), self.eps)
+
+
+class Dropout(nn.Module):
+    """Dropout on [S, B, H] whose mask is a function of (seed, name, sample, position, feature): the same at any layout,
+    in recomputation and after a resume."""
+
+    def __init__(self, layers: Layers, probability: float, name: str) -> None:
+        super().__init__()
+        self.probability = probability
+        self._layers = layers
+        self._key = stream_key(layers.clock.seed, "dropout", name)
+
+    def forward(self, x: Tensor, first_sample: int, sequence_length: int) -> Tensor:
+        """x: [S, B, H]; first_sample: global index of the first sequence; sequence_length: the uncut S."""
+        if self.probability == 0 or not self.training:
+            return x
+        length, batch, hidden = x.shape
+        start = self._layers.sequence_start(length)
+        index = offsets(
+            (batch + 1, sequence_length, hidden), (first_sample, start, 0), (batch, length, hidden), x.device
+        )
+        return x * keep_mask(self._key, self.probability, index).transpose(0, 1).to(x.dtype)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy in float32 without reduction: logits [S, B, V], targets [S, B] int64 -> [S, B], nats."""
+    flat = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return flat.view(targets.shape)

@@ -1,0 +1,111 @@
+"""What a parameter is beyond its numbers: which part of which logical tensor, and how it begins.
+
+Layers call `declare` on each parameter they make. Initialisation, checkpoints, norms and plans read the declaration, so
+none of them needs to know which layer a parameter came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.random import fill_normal, stream_key
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """How a local parameter is cut from its logical tensor, and how it is initialised.
+
+    shape: of the logical tensor. dim: the one that is cut over the tensor axis, None where every rank holds the whole.
+    parts: extents along `dim` of the matrices fused in one parameter (query, key, value), each cut in `degree` shares.
+    """
+
+    shape: tuple[int, ...]
+    dim: int | None
+    parts: tuple[int, ...]
+    degree: int
+    rank: int
+    std: float  # 0: constant
+    constant: float = 0.0
+
+    def slabs(self) -> Iterator[tuple[int, int, int]]:
+        """(local start, global start, extent) along `dim` of each fused part."""
+        local = whole = 0
+        for part in self.parts:
+            share = part // self.degree
+            yield local, whole + self.rank * share, share
+            local += share
+            whole += part
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        """Shape of the parameter on this rank."""
+        if self.dim is None:
+            return self.shape
+        return tuple(extent // self.degree if d == self.dim else extent for d, extent in enumerate(self.shape))
+
+
+def declare(
+    parameter: nn.Parameter,
+    *,
+    std: float = 0.0,
+    constant: float = 0.0,
+    dim: int | None = None,
+    parts: tuple[int, ...] = (),
+    degree: int = 1,
+    rank: int = 0,
+) -> None:
+    """Attach a Declaration to a parameter whose local shape is final."""
+    shape = tuple(parameter.shape)
+    if dim is not None:
+        shape = tuple(extent * degree if d == dim else extent for d, extent in enumerate(shape))
+        parts = parts or (shape[dim],)
+    parameter.declaration = Declaration(shape, dim, parts, degree, rank, std, constant)  # type: ignore[attr-defined]
+
+
+def declaration(parameter: Tensor) -> Declaration:
+    """The declaration of a parameter; a parameter without one is a mistake of ours."""
+    found = getattr(parameter, "declaration", None)
+    assert isinstance(found, Declaration), "a layer made a parameter without declaring it"
+    return found
+
+
+def rectangles(
+    found: Declaration, offset: tuple[int, ...], extent: tuple[int, ...]
+) -> Iterator[tuple[tuple[slice, ...], tuple[int, ...]]]:
+    """Where a rectangle of the local parameter lies in the logical tensor.
+
+    offset, extent: the rectangle in local coordinates. Yields (slices into the rectangle, global offset) for each fused
+    part it touches; the slices together cover the rectangle once.
+    """
+    if found.dim is None:
+        yield tuple(slice(0, size) for size in extent), offset
+        return
+    start, stop = offset[found.dim], offset[found.dim] + extent[found.dim]
+    for local, whole, share in found.slabs():
+        low, high = max(start, local), min(stop, local + share)
+        if low < high:
+            window = tuple(
+                slice(low - start, high - start) if d == found.dim else slice(0, size) for d, size in enumerate(extent)
+            )
+            place = tuple(whole + low - local if d == found.dim else at for d, at in enumerate(offset))
+            yield window, place
+
+
+@torch.no_grad()
+def initialise(tensor: Tensor, name: str, seed: int, found: Declaration, offset: tuple[int, ...]) -> None:
+    """Write initial values into a rectangle of a local parameter: a function of (seed, name, global offset) alone.
+
+    tensor: the rectangle, in place, with as many dims as the parameter. offset: where it begins in the local parameter.
+    """
+    if tensor.is_meta:
+        return
+    if found.std == 0:
+        tensor.fill_(found.constant)
+        return
+    key = stream_key(seed, "weights", name)
+    for window, place in rectangles(found, offset, tuple(tensor.shape)):
+        fill_normal(tensor[window], key, found.shape, place, found.std)

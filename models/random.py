@@ -1,0 +1,103 @@
+"""Random numbers as a function of (seed, name, global offset), so that state is a function of counters.
+
+SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators") used as a counter-based
+generator: element i of stream `key` is mix(key + (i + 1) * golden gamma). Integer arithmetic is exact on every device, and any
+rectangle of a tensor can be made alone: a shard holds the same bits as the same rectangle of the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 20  # elements at a time: temporaries stay in cache, memory beyond the tensor stays constant
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same bits as a uint64."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def stream_key(seed: int, *names: str | int) -> int:
+    """64-bit key of the stream that belongs to a seed and a path of names."""
+    text = "/".join(str(name) for name in (seed, *names)).encode()
+    return _signed(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def uniform(key: int, index: Tensor) -> Tensor:
+    """Uniform float64 in (0, 1), 53 random bits, for each global offset in `index` (int64, any shape)."""
+    x = (index + 1).mul_(_signed(_GAMMA)).add_(key)
+    x = x.bitwise_xor_(_shift(x, 30)).mul_(_signed(_MIX1))
+    x = x.bitwise_xor_(_shift(x, 27)).mul_(_signed(_MIX2))
+    x = x.bitwise_xor_(_shift(x, 31))
+    return _shift(x, 11).to(torch.float64).add_(0.5).mul_(2.0**-53)
+
+
+def offsets(shape: tuple[int, ...], offset: tuple[int, ...], extent: tuple[int, ...], device: torch.device) -> Tensor:
+    """Row-major global offsets (int64, shape `extent`) of a rectangle of a tensor of `shape`."""
+    index = torch.zeros((1,) * len(extent), dtype=torch.int64, device=device)
+    stride = 1
+    for dim in reversed(range(len(shape))):
+        line = (torch.arange(extent[dim], dtype=torch.int64, device=device) + offset[dim]) * stride
+        index = index + line.reshape([-1 if d == dim else 1 for d in range(len(shape))])
+        stride *= shape[dim]
+    return index
+
+
+@torch.no_grad()
+def fill_normal(tensor: Tensor, key: int, shape: tuple[int, ...], offset: tuple[int, ...], std: float) -> None:
+    """Fill a rectangle of a logical tensor with normal numbers of mean 0.
+
+    tensor: the rectangle, written in place; any float dtype. shape, offset: of the whole, and where the rectangle begins.
+    """
+    if tensor.dim() == 0 or tensor.numel() == 0:
+        return
+    rows = max(1, CHUNK // max(1, tensor[0].numel()))
+    for start in range(0, tensor.shape[0], rows):
+        part = tensor[start : start + rows]
+        index = offsets(shape, (offset[0] + start, *offset[1:]), tuple(part.shape), tensor.device)
+        part.copy_(torch.erfinv(uniform(key, index).mul_(2).sub_(1)).mul_(math.sqrt(2) * std))
+
+
+class Clock:
+    """Which samples a forward pass sees, so that dropout masks are a function of the sample and not of the layout.
+
+    The engine calls `start` once a step with the global index of the first sequence of this data rank; the micro-batches
+    follow in order. A block asks `first_sample` once a forward pass; recomputation is given the same answer again.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.moment = 0
+        self._first = 0
+        self._calls: dict[str, int] = {}
+
+    def start(self, first_sample: int) -> None:
+        """A step begins whose first sequence on this data rank has this global index."""
+        self.moment += 1
+        self._first = first_sample
+        self._calls = {}
+
+    def first_sample(self, block: str, sequences: int) -> int:
+        """Global index of the first of the `sequences` sequences that `block` now runs forward."""
+        calls = self._calls.get(block, 0)
+        self._calls[block] = calls + 1
+        return self._first + calls * sequences
+
+
+def keep_mask(key: int, probability: float, index: Tensor) -> Tensor:
+    """Which elements dropout keeps, scaled by 1 / (1 - probability); float32, the shape of `index`."""
+    return (uniform(key, index) >= probability).to(torch.float32).mul_(1 / (1 - probability))
