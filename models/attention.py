@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelConfig, RopeScaling
-from models.layers import Layers, Norm
-from models.random import keep_mask, offsets, stream_key
+from models.layers import Layers
+from models.random import drop, offsets, stream_key
 
 
 class Attention(nn.Module):
@@ -78,7 +78,7 @@ class Attention(nn.Module):
             (batch, heads, length, length),
             q.device,
         )
-        weights = weights * keep_mask(self._dropout_key, self.config.attention_dropout, index)
+        weights = drop(weights, self._dropout_key, self.config.attention_dropout, index)
         return weights.to(v.dtype) @ v
 
 
@@ -95,6 +95,7 @@ class _HeadNorm(nn.Module):
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a table first made while sampling must still serve training
 def rotary_table(
     length: int, width: int, theta: float, scaling: RopeScaling, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,16 @@ class ModelError(ValueError):
     """A model that cannot be: the message names the option, the value, the limit and the cure."""
 
 
+def _refuse_unless(condition: bool, option: str, value: object, limit: str) -> None:
+    if not condition:
+        raise ModelError(f"{option}={value}: must be {limit}")
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ModelError(f"{option}={value}: choose one of {', '.join(choices)}")
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """Llama 3.1's stretching of rotary frequencies (`rope_type: llama3` in Hugging Face configurations)."""
@@ -30,6 +40,13 @@ class RopeScaling:
     """Wavelengths below original_sequence / this are left alone; between the two the change is linear."""
     original_sequence: int = 8192
     """Sequence length in tokens that the unscaled frequencies were trained with."""
+
+    def __post_init__(self) -> None:
+        """Refuse what divides by zero."""
+        _refuse_unless(self.factor > 0, "model.rope_scaling.factor", self.factor, "above 0")
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        limit = f"above model.rope_scaling.low_frequency_factor={low}"
+        _refuse_unless(high > low, "model.rope_scaling.high_frequency_factor", high, limit)
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,7 @@ class ModelConfig:
     heads: int = 4
     """Number of query heads."""
     kv_heads: int = 0
-    """Number of key and value heads: 0 for as many as `heads`, 1 for multi-query, between for grouped-query attention."""
+    """Number of key and value heads: 0 for as many as `heads`, 1 for multi-query, between for grouped-query."""
     head_size: int = 0
     """Width of one head; 0 for hidden_size / heads."""
     ffn_size: int = 0
@@ -94,11 +111,14 @@ class ModelConfig:
         _one_of("model.positions", self.positions, POSITIONS)
         _one_of("model.activation", self.activation, ACTIVATIONS)
         for option in ("hidden_size", "layers", "heads", "max_sequence", "vocab_multiple"):
-            if getattr(self, option) < 1:
-                raise ModelError(f"model.{option}={getattr(self, option)}: must be at least 1")
+            _refuse_unless(getattr(self, option) >= 1, f"model.{option}", getattr(self, option), "at least 1")
+        for option in ("vocab_size", "kv_heads", "head_size", "ffn_size"):
+            _refuse_unless(getattr(self, option) >= 0, f"model.{option}", getattr(self, option), "at least 0")
+        for option in ("rope_theta", "norm_eps", "init_std"):
+            _refuse_unless(getattr(self, option) > 0, f"model.{option}", getattr(self, option), "above 0")
         for option in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, option) < 1:
-                raise ModelError(f"model.{option}={getattr(self, option)}: must be at least 0 and below 1")
+            value = getattr(self, option)
+            _refuse_unless(0 <= value < 1, f"model.{option}", value, "at least 0 and below 1")
         if self.head_size == 0 and self.hidden_size % self.heads:
             raise ModelError(
                 f"model.heads={self.heads}: does not divide model.hidden_size={self.hidden_size}; "
@@ -115,6 +135,8 @@ class ModelConfig:
                 f"model.rope_scaling.factor={self.rope_scaling.factor}: has no effect with "
                 f"model.positions={self.positions}; set it to 1"
             )
+        if self.qkv_bias and self.bias:
+            raise ModelError("model.qkv_bias=true: has no effect with model.bias=true; leave one of them false")
 
     @property
     def key_value_heads(self) -> int:
@@ -142,11 +164,6 @@ class ModelConfig:
     def padded_vocab(self) -> int:
         """Rows of the embedding, padding included."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
-
-
-def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ModelError(f"{option}={value}: choose one of {', '.join(choices)}")
 
 
 def count_parameters(config: ModelConfig) -> int:

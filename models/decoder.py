@@ -1,13 +1,14 @@
 """The decoder as a list of named blocks that can be built from i to j: a pipeline stage is such a slice.
 
 Blocks: `embedding`, `positions`, `layers.0` … `layers.n-1`, `final_norm` (pre-norm models only), `head`. Between blocks
-flows one tensor [S, B, H]; tokens [B, S] go in, logits [S, B, V] come out. Tokens and position embeddings are two blocks
-so that a tied head shares a block that holds nothing else.
+flows one tensor [S, B, H]; tokens [B, S] go in, logits [S, B, V] come out. Tokens and position embeddings are two
+blocks so that a tied head shares a block that holds nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,17 +132,23 @@ def block_costs(config: ModelConfig, sequence_length: int) -> list[float]:
     return [small, small, *[layer] * config.layers, *tail, 6.0 * config.hidden_size * config.padded_vocab]
 
 
+def block_recipe(config: ModelConfig, layers: Layers, index: int, recompute: str) -> tuple[type[Block], tuple[Any, ...]]:
+    """Class and arguments of the block at `index` of the decoder, for engines that build their stages themselves."""
+    if index == 0:
+        return EmbeddingBlock, (config, layers)
+    if index == 1:
+        return PositionBlock, (config, layers)
+    if index < config.layers + 2:
+        return DecoderLayer, (config, layers, index - 2, recompute)
+    if index == block_count(config) - 1:
+        return HeadBlock, (config, layers)
+    return FinalNorm, (config, layers)
+
+
 def build_block(config: ModelConfig, layers: Layers, index: int, recompute: str = "none") -> Block:
     """Build the block at `index` of the decoder."""
-    if index == 0:
-        return EmbeddingBlock(config, layers)
-    if index == 1:
-        return PositionBlock(config, layers)
-    if index < config.layers + 2:
-        return DecoderLayer(config, layers, index - 2, recompute)
-    if index == block_count(config) - 1:
-        return HeadBlock(config, layers)
-    return FinalNorm(config, layers)
+    kind, arguments = block_recipe(config, layers, index, recompute)
+    return kind(*arguments)
 
 
 class Decoder(nn.Module):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.parameters import declare
-from models.random import Clock, keep_mask, offsets, stream_key
+from models.random import Clock, drop, offsets, stream_key
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -151,7 +151,7 @@ class Head(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last dim, in float32 (torch's kernels accumulate so), output in the input's dtype."""
+    """LayerNorm or RMSNorm over the last dim, in float32 (torch's kernels accumulate so); keeps the input's dtype."""
 
     def __init__(self, layers: Layers, kind: str, size: int, eps: float, *, bias: bool) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class Dropout(nn.Module):
         index = offsets(
             (batch + 1, sequence_length, hidden), (first_sample, start, 0), (batch, length, hidden), x.device
         )
-        return x * keep_mask(self._key, self.probability, index).transpose(0, 1).to(x.dtype)
+        return drop(x, self._key, self.probability, index.transpose(0, 1))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class Declaration:
 def declare(
     parameter: nn.Parameter,
     *,
+    shape: tuple[int, ...] | None = None,
     std: float = 0.0,
     constant: float = 0.0,
     dim: int | None = None,
@@ -58,8 +59,8 @@ def declare(
     degree: int = 1,
     rank: int = 0,
 ) -> None:
-    """Attach a Declaration to a parameter whose local shape is final."""
-    shape = tuple(parameter.shape)
+    """Attach a Declaration to a parameter. shape: its local shape, where an engine may already have cut its storage."""
+    shape = shape or tuple(parameter.shape)
     if dim is not None:
         shape = tuple(extent * degree if d == dim else extent for d, extent in enumerate(shape))
         parts = parts or (shape[dim],)

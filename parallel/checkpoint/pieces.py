@@ -29,7 +29,9 @@ class Piece:
     tensor: Tensor
 
 
-def rectangles_of_range(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
+def rectangles_of_range(
+    shape: tuple[int, ...], start: int, stop: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
     """Cut the elements [start, stop) of a row-major tensor into rectangles.
 
     ZeRO partitions flattened tensors at any element, so a partition of a matrix is a partial row, full rows and a
@@ -56,6 +58,59 @@ def rectangles_of_range(shape: tuple[int, ...], start: int, stop: int) -> Iterat
             position += rows * row
             continue
         end = min(stop, (index + 1) * row)
-        for offset, extent, at in rectangles_of_range(shape[1:], inside, end - index * row):
-            yield (index, *offset), (1, *extent), position - start + at
+        for inner, size, at in rectangles_of_range(shape[1:], inside, end - index * row):
+            yield (index, *inner), (1, *size), position - start + at
         position = end
+
+
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""Offset and extent of a rectangle, one number a dim each."""
+
+
+def volume(extent: tuple[int, ...]) -> int:
+    """Number of elements of a rectangle; 1 for a scalar."""
+    count = 1
+    for size in extent:
+        count *= size
+    return count
+
+
+def box_of(piece: Piece) -> Box:
+    """The rectangle that a piece covers."""
+    return tuple(piece.offset), tuple(piece.tensor.shape)
+
+
+def intersect(a: Box, b: Box) -> Box | None:
+    """The rectangle two rectangles share, None where they share no element."""
+    offset = tuple(map(max, a[0], b[0]))
+    extent = tuple(min(i + m, j + n) - o for i, m, j, n, o in zip(*a, *b, offset, strict=True))
+    return (offset, extent) if all(size > 0 for size in extent) else None
+
+
+def window(box: Box, inside: Box) -> tuple[slice, ...]:
+    """Where `box` lies in a tensor that holds the rectangle `inside`, as an index."""
+    return tuple(slice(o - p, o - p + n) for o, n, p in zip(*box, inside[0], strict=True))
+
+
+def overlapping(boxes: list[Box]) -> tuple[Box, Box] | None:
+    """The first two rectangles that share an element, None where none do. Sweeps along dim 0."""
+    ordered = sorted(boxes)
+    for i, first in enumerate(ordered):
+        for second in ordered[i + 1 :]:
+            if first[0] and second[0][0] >= first[0][0] + first[1][0]:
+                break
+            if intersect(first, second):
+                return first, second
+    return None
+
+
+def check_piece(piece: Piece) -> None:
+    """Refuse a piece that does not lie in its logical tensor: an engine's mistake, found before it is written."""
+    offset, extent = box_of(piece)
+    fits = len(piece.shape) == len(offset) == len(extent) and all(
+        0 <= o and o + n <= size for o, n, size in zip(offset, extent, piece.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"piece {piece.name}: a rectangle {list(extent)} at {list(offset)} does not lie in {list(piece.shape)}"
+        )

@@ -1,0 +1,68 @@
+"""`triaxis report`: one page and one picture about a run, or about several side by side.
+
+    collect   what the files of a run directory say
+    draw      the picture (theme, curves and marks are its parts)
+    page      the page (style and compare are its parts)
+
+A run that was killed, or that still goes on, gets a report of what it has done so far.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.report.collect import ReportError, Run, read_run
+
+__all__ = ["ReportError", "Run", "read_run", "write_report"]
+
+
+def write_report(directories: Sequence[Path], out: Path | None = None) -> tuple[Path, Path]:
+    """Write the report of one run, or the comparison of several; returns the paths of the page and of the picture.
+
+    `out` names the page (its suffix may be left out); the picture lies beside it. Without it they are
+    `<run>/report.html` for one run and `comparison.html` in the directory that holds the first of several.
+    """
+    if not directories:
+        raise ReportError("no run directory was given; name at least one, as in `triaxis report runs/tiny`")
+    runs = _distinct_names([read_run(Path(directory)) for directory in directories])
+    html_path = _html_path([run.directory for run in runs], out)
+    png_path = html_path.with_suffix(".png")
+
+    from launcher.report.draw import picture  # matplotlib only once there is something to draw
+    from launcher.report.page import render_page
+    from launcher.report.theme import DARK, LIGHT
+
+    page = render_page(runs, light=picture(runs, LIGHT, "svg"), dark=picture(runs, DARK, "svg"))
+    _write(png_path, picture(runs, LIGHT, "png"))
+    _write(html_path, page.encode("utf-8"))
+    return html_path, png_path
+
+
+def _html_path(directories: list[Path], out: Path | None) -> Path:
+    if out is None:
+        return directories[0] / "report.html" if len(directories) == 1 else directories[0].parent / "comparison.html"
+    if out.is_dir():
+        return out / ("report.html" if len(directories) == 1 else "comparison.html")
+    return out.with_suffix(".html") if out.suffix in (".html", ".png") else out.with_name(out.name + ".html")
+
+
+def _distinct_names(runs: list[Run]) -> list[Run]:
+    """Runs of one name, as from two machines, are told apart by the directory that holds them, or by a number."""
+    names = [run.name for run in runs]
+    for make in (lambda run, _: f"{run.directory.parent.name}/{run.name}", lambda run, i: f"{run.name} ({i + 1})"):
+        if len(set(names)) == len(names):
+            break
+        names = [make(run, index) if names.count(run.name) > 1 else run.name for index, run in enumerate(runs)]
+    return [run.renamed(name) for run, name in zip(runs, names, strict=True)]
+
+
+def _write(path: Path, content: bytes) -> None:
+    draft = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    except OSError as error:
+        raise ReportError(f"{path} cannot be written ({error.strerror}); choose another place with out=…") from error

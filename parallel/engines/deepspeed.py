@@ -1,0 +1,364 @@
+"""The `deepspeed` engine: ZeRO over the data axis, 1F1B over the pipeline axis, megatron-core's layers inside.
+
+Losses are summed, not averaged: every target's weight is scaled by (data degree x micro-batches / valid tokens of the global
+batch), which DeepSpeed's division by both undoes. So a gradient is that of the mean over valid tokens, at any layout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed  # noqa: E402
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec  # noqa: E402
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology  # noqa: E402
+
+from models.decoder import (  # noqa: E402
+    Block,
+    Decoder,
+    EmbeddingBlock,
+    HeadBlock,
+    block_costs,
+    block_count,
+    block_recipe,
+    named_parameters,
+)
+from models.layers import Layers  # noqa: E402
+from models.parameters import declaration, initialise  # noqa: E402
+from models.random import Clock  # noqa: E402
+from parallel.checkpoint.pieces import Piece, rectangles_of_range  # noqa: E402
+from parallel.engines.base import (  # noqa: E402
+    Batch,
+    EngineSpec,
+    NamedParameters,
+    StepResult,
+    applied_steps,
+    check_batch,
+    clip_factor,
+    micro_batches,
+    model_dtype,
+    set_applied_steps,
+    set_learning_rate,
+    squared_norm,
+)
+from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refresh_model  # noqa: E402
+from parallel.engines.state import parameter_pieces  # noqa: E402
+from parallel.layers import layers_for  # noqa: E402
+from parallel.mesh import MegatronUnit, Mesh  # noqa: E402
+from parallel.stages import cut_stages  # noqa: E402
+
+
+class DeepSpeedEngine:
+    """A model under DeepSpeed at one layout."""
+
+    def __init__(self, spec: EngineSpec, mesh: Mesh) -> None:
+        self.spec, self.mesh, self.device = spec, mesh, mesh.device
+        self.dtype = model_dtype(spec.precision.name)
+        self.clock = Clock(spec.seed)
+        self.layers = layers_for(mesh, self.dtype, self.clock)
+        self.loss = self.layers.loss()
+        self.pipelined = mesh.config.pipeline > 1
+        self._norm = 0.0
+        with _quiet():
+            _join_deepspeed(self.device)
+            self.module = self._build_module()
+            self.parameters = self.named_parameters()
+            self._initialise()
+            self.optimizer = spec.optimizer(self._owned_once())
+            self.engine, *_ = deepspeed.initialize(
+                model=self.module,
+                optimizer=self.optimizer,
+                config=self._config(),
+                mpu=None if self.pipelined else MegatronUnit(mesh),
+                dist_init_required=False,
+            )
+        self.zero = mesh.config.zero_stage
+        self.whole_gradients = self.zero == 0
+        if self.whole_gradients:
+            self.optimizer.register_step_pre_hook(self._clip_or_skip)
+        ensure_moments(self.engine, self.zero)
+
+    # What the loop asks for -----------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch, learning_rate: float) -> StepResult:  # noqa: D102
+        check_batch(batch, self.spec.micro_batch)
+        self.clock.start(batch.first_sample)
+        set_learning_rate(self.engine.basic_optimizer, learning_rate)
+        batch, valid = self._scaled(batch)
+        mean = self._step_pipeline(batch) if self.pipelined else self._step_plain(batch)
+        norm = self._norm if self.whole_gradients else float(self.engine.get_global_grad_norm() or 0.0)
+        return StepResult(mean * valid, valid, norm, not math.isfinite(norm))
+
+    def evaluate(self, batch: Batch) -> tuple[float, float]:  # noqa: D102
+        scaled, valid = self._scaled(batch)
+        count = batch.inputs.shape[0] // self.spec.micro_batch
+        if self.pipelined:
+            with _quiet():
+                mean = self.engine.eval_batch(self._feed(scaled), num_micro_batches=count, reduce_output="avg")
+            return float(mean) * valid, valid
+        self.engine.eval()
+        total = 0.0
+        with torch.no_grad():
+            for micro in micro_batches(batch, self.spec.micro_batch):
+                total += float(self._loss_sum(self.engine(micro.inputs.to(self.device)), _labels(micro, self.device)))
+        return self.mesh.sum_over_data(total), valid
+
+    def next_logits(self, tokens: Tensor, position: int) -> Tensor:  # noqa: D102
+        tokens = tokens.to(self.device)
+        if not self.pipelined:
+            self.engine.eval()
+            with torch.no_grad():
+                return _gather_vocabulary(self.engine(tokens)[position].float(), self.mesh)
+        zero = torch.zeros(tokens.shape, dtype=torch.float32, device=self.device)
+        feed = iter([(tokens, (tokens, zero))])
+        with _quiet():
+            found = self.engine.eval_batch(feed, return_logits=True, num_micro_batches=1)
+        size = (tokens.shape[0], self.spec.model.padded_vocab)
+        logits = torch.empty(size, dtype=torch.float32, device=self.device)
+        if self.mesh.last_stage:
+            logits = _gather_vocabulary(found[1][position].float(), self.mesh).contiguous()
+        source = dist.get_process_group_ranks(self.mesh.pipeline_group)[-1]
+        dist.broadcast(logits, src=source, group=self.mesh.pipeline_group)
+        return logits
+
+    def named_parameters(self) -> NamedParameters:  # noqa: D102
+        return list(named_parameters(iter(self._blocks())))
+
+    def pieces(self, *, for_saving: bool, weights_only: bool = False) -> list[Piece]:  # noqa: D102
+        found: list[Piece] = []
+        for index, (name, parameter) in enumerate(self.parameters):
+            declared = declaration(parameter)
+            if for_saving and not self._saves(index, parameter, declared.dim is not None):
+                continue
+            for held in held_ranges(self.engine, parameter, self.zero):
+                found += parameter_pieces(name, declared, held.master, held.moments, held.start, weights_only)
+        return found
+
+    def state(self) -> dict[str, float]:  # noqa: D102
+        scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0) or 1.0)
+        return {"applied_steps": applied_steps(self.engine.basic_optimizer), "loss_scale": scale}
+
+    def loaded(self, state: dict[str, float]) -> None:  # noqa: D102
+        set_applied_steps(self.engine.basic_optimizer, state.get("applied_steps", 0.0))
+        refresh_model(self.engine, self.zero)
+
+    def close(self) -> None:  # noqa: D102
+        with _quiet():
+            self.engine.destroy()
+
+    # Building -------------------------------------------------------------------------------------------------------
+
+    def _config(self) -> dict[str, Any]:
+        spec, config = self.spec, self.mesh.config
+        zero: dict[str, Any] = {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": _bucket(self.parameters),
+            "allgather_bucket_size": _bucket(self.parameters),
+            "overlap_comm": self.device.type == "cuda",
+            # would replace torch.nn.functional.linear for the whole process
+            "memory_efficient_linear": False,
+        }
+        if config.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
+        return {
+            "train_batch_size": spec.micro_batch * spec.micro_batches * config.data,
+            "train_micro_batch_size_per_gpu": spec.micro_batch,
+            "gradient_accumulation_steps": spec.micro_batches,
+            # at ZeRO 0 DeepSpeed clips without telling the norm, so our hook does it there
+            "gradient_clipping": spec.clip_norm if config.zero_stage > 0 else 0.0,
+            "steps_per_print": 10**12,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": spec.precision.name == "bf16"},
+            "fp16": {
+                "enabled": spec.precision.name == "fp16",
+                "initial_scale_power": spec.precision.initial_loss_scale_power,
+                "loss_scale_window": spec.precision.loss_scale_window,
+            },
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+            "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
+        }
+
+    def _build_module(self) -> nn.Module:
+        spec, config = self.spec, self.mesh.config
+        build = partial(Decoder, spec.model, self.layers, recompute=config.recompute)
+        with torch.device(self.device):
+            if self.pipelined:
+                return _Pipeline(spec, self.mesh, self.layers, self._loss_sum)
+            if config.zero_stage < 3:
+                return build()
+            settings: dict[str, Any] = {
+                "train_micro_batch_size_per_gpu": 1,
+                "zero_optimization": {"stage": 3, "memory_efficient_linear": False},
+            }
+            if self.dtype != torch.float32:
+                settings["bf16" if self.dtype == torch.bfloat16 else "fp16"] = {"enabled": True}
+            # no dtype=: deepspeed 0.19.8 turns an explicit float32 into bf16 on CPU (operator precedence in _set_dtype)
+            with deepspeed.zero.Init(data_parallel_group=self.mesh.data_group, config_dict_or_path=settings):
+                return build()
+
+    def _blocks(self) -> list[nn.Module]:
+        """This rank's blocks, in the order of the model; a tied embedding on the last stage comes with its copy."""
+        found = {id(m): m for m in self.module.modules() if isinstance(m, Block)}
+        return list(found.values())
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Write initial weights; under ZeRO 3 each rank writes its own share, so no rank holds a whole parameter."""
+        for name, parameter in self.parameters:
+            declared = declaration(parameter)
+            share = getattr(parameter, "ds_tensor", None)
+            if share is None:
+                initialise(parameter.data, name, self.spec.seed, declared, (0,) * parameter.dim())
+                continue
+            start = self.mesh.place.data * share.numel()
+            stop = min(start + share.numel(), parameter.ds_numel)
+            for offset, extent, at in rectangles_of_range(declared.local_shape, start, stop):
+                part = share.view(-1)[at : at + math.prod(extent)].view(extent)
+                initialise(part, name, self.spec.seed, declared, offset)
+
+    def _owned_once(self) -> NamedParameters:
+        """Parameters without a second name for the same tensor."""
+        seen: set[int] = set()
+        return [(n, p) for n, p in self.parameters if not (id(p) in seen or seen.add(id(p)))]
+
+    def _saves(self, index: int, parameter: Tensor, cut: bool) -> bool:
+        """Whether this rank writes its pieces of a parameter: one rank of the tensor axis for whole ones, the first stage
+        for tied ones, and at ZeRO 0 the data ranks take turns."""
+        if getattr(parameter, "ds_pipe_replicated", False):
+            return False
+        if not cut and self.mesh.place.tensor != 0:
+            return False
+        return self.zero > 0 or index % self.mesh.config.data == self.mesh.place.data
+
+    # Stepping -------------------------------------------------------------------------------------------------------
+
+    def _scaled(self, batch: Batch) -> tuple[Batch, float]:
+        """The batch with weights scaled against DeepSpeed's means, and the valid tokens of the global batch."""
+        valid = self.mesh.sum_over_data(float(batch.weights.sum()))
+        count = batch.inputs.shape[0] // self.spec.micro_batch
+        return replace(batch, weights=batch.weights * (self.mesh.config.data * count / valid)), valid
+
+    def _step_plain(self, batch: Batch) -> float:
+        self.engine.train()
+        total = torch.zeros((), device=self.device)
+        for micro in micro_batches(batch, self.spec.micro_batch):
+            loss = self._loss_sum(self.engine(micro.inputs.to(self.device)), _labels(micro, self.device))
+            total += loss.detach()
+            self.engine.backward(loss)
+            self.engine.step()
+        return self.mesh.sum_over_data(float(total)) / (self.mesh.config.data * self.spec.micro_batches)
+
+    def _step_pipeline(self, batch: Batch) -> float:
+        return float(self.engine.train_batch(self._feed(batch)))
+
+    def _feed(self, batch: Batch) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        for micro in micro_batches(batch, self.spec.micro_batch):
+            yield micro.inputs, (micro.targets, micro.weights)
+
+    def _loss_sum(self, logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
+        targets, weights = labels
+        return (self.loss(logits, targets.t().contiguous()) * weights.t()).sum()
+
+    def _clip_or_skip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Before the update at ZeRO 0: the global norm with replicated and tied parameters counted once, then clipping;
+        a norm that is not finite takes the gradients away, so that the update changes nothing."""
+        once, gradients = [], []
+        for _, parameter in self.parameters:
+            if parameter.grad is None:
+                continue
+            gradients.append(parameter.grad)
+            replica = getattr(parameter, "ds_pipe_replicated", False)
+            if not replica and (declaration(parameter).dim is not None or self.mesh.place.tensor == 0):
+                once.append(parameter.grad)
+        total = torch.tensor([squared_norm(once)], dtype=torch.float64, device=self.device)
+        if self.mesh.config.model_parallel > 1:
+            dist.all_reduce(total, group=self.mesh.model_group)
+        self._norm = math.sqrt(float(total)) if math.isfinite(float(total)) else math.inf
+        if not math.isfinite(self._norm):
+            optimizer.zero_grad(set_to_none=True)
+            return
+        factor = clip_factor(self._norm, self.spec.clip_norm)
+        if factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+
+
+class _Pipeline(PipelineModule):
+    """DeepSpeed's pipeline of our blocks, cut where our cost model says."""
+
+    def __init__(self, spec: EngineSpec, mesh: Mesh, layers: Layers, loss: Any) -> None:
+        config = mesh.config
+        self.bounds = cut_stages(block_costs(spec.model, spec.sequence_length), config.pipeline)
+        specs = [_layer_spec(spec, layers, index, config.recompute) for index in range(block_count(spec.model))]
+        topology = PipeModelDataParallelTopology(num_pp=config.pipeline, num_mp=config.tensor, num_dp=config.data)
+        super().__init__(layers=specs, topology=topology, loss_fn=loss)
+
+    def _partition_layers(self, method: str = "") -> None:
+        self.parts = self.bounds
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
+
+
+def _layer_spec(spec: EngineSpec, layers: Layers, index: int, recompute: str) -> LayerSpec:
+    kind, arguments = block_recipe(spec.model, layers, index, recompute)
+    if not spec.model.tied_embeddings or kind not in (EmbeddingBlock, HeadBlock):
+        return LayerSpec(kind, *arguments)
+    forward = partial(_tied_head, HeadBlock(*arguments)) if kind is HeadBlock else None
+    return TiedLayerSpec(
+        "embedding", EmbeddingBlock, spec.model, layers, forward_fn=forward, tied_weight_attr="token.weight"
+    )
+
+
+def _tied_head(head: HeadBlock, embedding: EmbeddingBlock, x: Tensor) -> Tensor:
+    return head(x, embedding.token.weight)
+
+
+def _labels(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    return batch.targets.to(device), batch.weights.to(device)
+
+
+def _bucket(parameters: NamedParameters) -> int:
+    """Elements of a communication bucket: DeepSpeed's default would allocate 2 GB for the smallest model."""
+    held = sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in parameters)
+    return max(1 << 16, min(200_000_000, held))
+
+
+def _gather_vocabulary(logits: Tensor, mesh: Mesh) -> Tensor:
+    """[B, share of V] -> [B, V] on every rank of the tensor axis."""
+    if mesh.config.tensor == 1:
+        return logits
+    shares = [torch.empty_like(logits) for _ in range(mesh.config.tensor)]
+    dist.all_gather(shares, logits.contiguous(), group=mesh.tensor_group)
+    return torch.cat(shares, dim=-1)
+
+
+def _join_deepspeed(device: torch.device) -> None:
+    """Hand torch's process group to DeepSpeed, without its shared-memory collective: that would be compiled at first use
+    (17 s) and is only called in inference."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, dist_init_required=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep DeepSpeed's prints about its own construction off the user's screen."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,168 @@
+"""The `torch` engine for one process: plain PyTorch, float32 master weights, the reference every layout is held to.
+
+bf16 and fp16 keep the model in that type and a float32 copy of it for the optimizer; gradients are summed over
+micro-batches in float32. fp16 scales its loss dynamically (Micikevicius et al., arXiv 1710.03740).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.decoder import Decoder, initialise_blocks, named_parameters
+from models.parameters import declaration
+from models.random import Clock
+from parallel.checkpoint.pieces import Piece
+from parallel.config import ParallelError
+from parallel.engines.base import (
+    Batch,
+    EngineSpec,
+    NamedParameters,
+    StepResult,
+    applied_steps,
+    check_batch,
+    clip_factor,
+    ensure_state,
+    micro_batches,
+    model_dtype,
+    moments,
+    set_applied_steps,
+    set_learning_rate,
+    squared_norm,
+)
+from parallel.engines.state import parameter_pieces
+from parallel.layers import layers_for
+from parallel.mesh import Mesh
+
+
+class TorchEngine:
+    """One process, no sharding."""
+
+    def __init__(self, spec: EngineSpec, mesh: Mesh) -> None:
+        if mesh.world_size > 1:
+            raise ParallelError(
+                f"parallel.engine=torch: runs one process, the world has {mesh.world_size}; set parallel.engine=deepspeed"
+            )
+        self.spec, self.device = spec, mesh.device
+        self.dtype = model_dtype(spec.precision.name)
+        self.clock = Clock(spec.seed)
+        self.layers = layers_for(mesh, self.dtype, self.clock)
+        self.loss = self.layers.loss()
+        with torch.device(self.device):
+            self.model = Decoder(spec.model, self.layers, recompute=spec.parallel.recompute)
+        initialise_blocks(iter(self.model.blocks), spec.seed)
+        self.parameters = self.named_parameters()
+        self.masters: dict[str, nn.Parameter] = {
+            name: parameter if self.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
+            for name, parameter in self.parameters
+        }
+        self._hooks = [] if self.dtype == torch.float32 else self._accumulate_in_float32()
+        self.optimizer = spec.optimizer(list(self.masters.items()))
+        ensure_state(self.optimizer)
+        self.scale = 2.0**spec.precision.initial_loss_scale_power if self.dtype == torch.float16 else 1.0
+        self._good_steps = 0
+
+    def step(self, batch: Batch, learning_rate: float) -> StepResult:  # noqa: D102
+        check_batch(batch, self.spec.micro_batch)
+        self.model.train()
+        self.clock.start(batch.first_sample)
+        valid = float(batch.weights.sum())
+        loss_sum = torch.zeros((), device=self.device)
+        for micro in micro_batches(batch, self.spec.micro_batch):
+            loss = self._loss_sum(micro)
+            (loss * (self.scale / valid)).backward()
+            loss_sum += loss.detach()
+        gradients = [master.grad for master in self.masters.values() if master.grad is not None]
+        norm = math.sqrt(squared_norm(gradients)) / self.scale
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            factor = clip_factor(norm, self.spec.clip_norm) / self.scale
+            if factor != 1.0:
+                torch._foreach_mul_(gradients, factor)
+            set_learning_rate(self.optimizer, learning_rate)
+            self.optimizer.step()
+            self._write_model()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._adapt_scale(skipped)
+        return StepResult(float(loss_sum), valid, norm, skipped)
+
+    def evaluate(self, batch: Batch) -> tuple[float, float]:  # noqa: D102
+        self.model.eval()
+        total = 0.0
+        with torch.no_grad():
+            for micro in micro_batches(batch, self.spec.micro_batch):
+                total += float(self._loss_sum(micro))
+        return total, float(batch.weights.sum())
+
+    def next_logits(self, tokens: Tensor, position: int) -> Tensor:  # noqa: D102
+        self.model.eval()
+        with torch.no_grad():
+            return self.model(tokens.to(self.device))[position].float()
+
+    def named_parameters(self) -> NamedParameters:  # noqa: D102
+        return list(named_parameters(iter(self.model.blocks)))
+
+    def pieces(self, *, for_saving: bool, weights_only: bool = False) -> list[Piece]:  # noqa: D102
+        found: list[Piece] = []
+        for name, parameter in self.parameters:
+            master = self.masters[name]
+            state = {key: value.view(-1) for key, value in moments(self.optimizer, master).items()}
+            found += parameter_pieces(name, declaration(parameter), master.detach().view(-1), state, 0, weights_only)
+        return found
+
+    def state(self) -> dict[str, float]:  # noqa: D102
+        return {
+            "applied_steps": applied_steps(self.optimizer),
+            "loss_scale": self.scale,
+            "good_steps": float(self._good_steps),
+        }
+
+    def loaded(self, state: dict[str, float]) -> None:  # noqa: D102
+        set_applied_steps(self.optimizer, state.get("applied_steps", 0.0))
+        if self.dtype == torch.float16 and state.get("loss_scale", 1.0) != 1.0:
+            self.scale, self._good_steps = state["loss_scale"], int(state.get("good_steps", 0))
+        self._write_model()
+
+    def close(self) -> None:  # noqa: D102
+        for hook in self._hooks:
+            hook.remove()
+
+    def _loss_sum(self, micro: Batch) -> Tensor:
+        logits = self.model(micro.inputs.to(self.device))
+        losses = self.loss(logits, micro.targets.to(self.device).t())
+        return (losses * micro.weights.to(self.device).t()).sum()
+
+    def _accumulate_in_float32(self) -> list:
+        """Move each gradient into its master's float32 sum as soon as autograd has it."""
+
+        def hook_for(master: nn.Parameter):  # noqa: ANN202
+            def hook(parameter: Tensor) -> None:
+                assert parameter.grad is not None
+                gradient = parameter.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                parameter.grad = None
+
+            return hook
+
+        return [
+            parameter.register_post_accumulate_grad_hook(hook_for(self.masters[name]))
+            for name, parameter in self.parameters
+        ]
+
+    @torch.no_grad()
+    def _write_model(self) -> None:
+        if self.dtype != torch.float32:
+            for name, parameter in self.parameters:
+                parameter.copy_(self.masters[name])
+
+    def _adapt_scale(self, skipped: bool) -> None:
+        if self.dtype != torch.float16:
+            return
+        if skipped:
+            self.scale, self._good_steps = max(1.0, self.scale / 2), 0
+            return
+        self._good_steps += 1
+        if self._good_steps == self.spec.precision.loss_scale_window:
+            self.scale, self._good_steps = self.scale * 2, 0

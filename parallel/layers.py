@@ -1,0 +1,253 @@
+"""The factory of layers over megatron-core's tensor-parallel ones, with sequence parallelism.
+
+megatron-core's own sequence-parallel regions allocate on `torch.cuda.current_device()`, so the two regions here are
+written on torch's collectives instead; one code path then serves CPU, where it is proven, and GPU.
+
+Replicated parameters that act on a share of the sequence (norm gains, row biases) or of the heads pass through
+`copy_to_tensor_model_parallel_region`: identity forward, sum over the tensor axis backward. Their gradients are whole
+as soon as autograd is done, so no engine has to know about them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    vocab_parallel_cross_entropy,
+)
+from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from torch import Tensor, nn
+
+from models.layers import Layers, Loss, PlainLayers
+from models.parameters import declare
+from models.random import Clock
+from parallel.mesh import Mesh
+
+
+def layers_for(mesh: Mesh, dtype: torch.dtype, clock: Clock) -> Layers:
+    """The factory for a layout: megatron-core's layers where tensor > 1, plain modules where it is 1."""
+    return PlainLayers(dtype, clock) if mesh.config.tensor == 1 else MegatronLayers(mesh, dtype, clock)
+
+
+class _GatherSequence(torch.autograd.Function):
+    """[S/T, B, H] -> [S, B, H]; backward sums the ranks' gradients and keeps the own share."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _all_gather(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _reduce_scatter(gradient, ctx.group), None
+
+
+class _ScatterSequence(torch.autograd.Function):
+    """Partial sums [S, B, H] -> summed share [S/T, B, H]; backward gathers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _reduce_scatter(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _all_gather(gradient, ctx.group), None
+
+
+def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    whole = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
+    dist.all_gather_into_tensor(whole, x.contiguous(), group=group)
+    return whole
+
+
+def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    share = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
+    dist.reduce_scatter_tensor(share, x.contiguous(), group=group)
+    return share
+
+
+class MegatronLayers:
+    """Layers cut over the tensor axis of a mesh."""
+
+    def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock) -> None:
+        self.dtype, self.clock = dtype, clock
+        self.group, self.rank, self.degree = mesh.tensor_group, mesh.place.tensor, mesh.config.tensor
+        self.sequence_parallel = mesh.config.sequence_parallel
+        # use_cpu_initialization allocates with torch.empty on the current default device, which serves every device;
+        # perform_initialization=False leaves the values to us, so no rank ever holds a whole matrix.
+        self.config = ModelParallelConfig(
+            tensor_model_parallel_size=self.degree,
+            use_cpu_initialization=True,
+            perform_initialization=False,
+            gradient_accumulation_fusion=False,
+            params_dtype=dtype,
+        )
+
+    def share(self, count: int) -> int:  # noqa: D102
+        return count // self.degree
+
+    def uncut(self, length: int) -> int:  # noqa: D102
+        return length * self.degree if self.sequence_parallel else length
+
+    def sequence_start(self, length: int) -> int:  # noqa: D102
+        return self.rank * length if self.sequence_parallel else 0
+
+    def feature_start(self, count: int) -> int:  # noqa: D102
+        return self.rank * count
+
+    def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:  # noqa: D102
+        return _Column(self, inputs, parts, bias=bias, std=std)
+
+    def row(self, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:  # noqa: D102
+        return _Row(self, inputs, outputs, bias=bias, std=std)
+
+    def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:  # noqa: D102
+        return _Embedding(self, rows, hidden, std=std)
+
+    def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:  # noqa: D102
+        return _Column(self, hidden, (rows,), bias=False, std=std, tied=tied)
+
+    def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:  # noqa: D102
+        declare(parameter, std=std, constant=constant)
+        return parameter
+
+    def use(self, parameter: Tensor) -> Tensor:  # noqa: D102
+        return self.use_in_heads(parameter) if self.sequence_parallel else parameter
+
+    def use_in_heads(self, parameter: Tensor) -> Tensor:  # noqa: D102
+        return copy_to_tensor_model_parallel_region(parameter, group=self.group)
+
+    def loss(self) -> Loss:  # noqa: D102
+        return _loss
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Into a tensor-parallel region: the whole sequence on every rank."""
+        return _GatherSequence.apply(x, self.group) if self.sequence_parallel else x
+
+    def leave_partial(self, x: Tensor) -> Tensor:
+        """Out of a tensor-parallel region under sequence parallelism: sum and keep the own share."""
+        return _ScatterSequence.apply(x, self.group)
+
+
+def _loss(logits: Tensor, targets: Tensor) -> Tensor:
+    # megatron-core writes into its logits in place, so it gets a float32 copy of its own
+    return vocab_parallel_cross_entropy(logits.float().clone(), targets)
+
+
+class _Column(nn.Module):
+    """Column-parallel linear layer; tied heads are handed the embedding's weight."""
+
+    def __init__(
+        self, layers: MegatronLayers, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float, tied: bool = False
+    ) -> None:
+        super().__init__()
+        self._layers = layers
+        linear = ColumnParallelLinear(
+            inputs,
+            sum(parts),
+            config=layers.config,
+            init_method=_no_init,
+            bias=bias,
+            gather_output=False,
+            skip_weight_param_allocation=tied,
+            # under sequence parallelism the gather's backward already sums the input gradient
+            disable_grad_reduce=layers.sequence_parallel,
+            tp_group=layers.group,
+        )
+        self.weight, self.bias = linear.weight, linear.bias
+        object.__setattr__(self, "linear", linear)  # not a submodule: its parameters are ours, under our names
+        outputs = sum(parts) // layers.degree
+        for parameter, shape, spread in ((self.weight, (outputs, inputs), std), (self.bias, (outputs,), 0.0)):
+            if parameter is not None:
+                parameter.tensor_model_parallel = True
+                declare(
+                    parameter, shape=shape, std=spread, dim=0, parts=parts, degree=layers.degree, rank=layers.rank
+                )
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x: [S(/T), B, inputs] -> [S, B, share of outputs]."""
+        return self.linear(self._layers.enter(x), weight)[0]
+
+
+class _Row(nn.Module):
+    """Row-parallel linear layer: sums over the tensor axis, then adds its replicated bias."""
+
+    def __init__(self, layers: MegatronLayers, inputs: int, outputs: int, *, bias: bool, std: float) -> None:
+        super().__init__()
+        self._layers = layers
+        linear = RowParallelLinear(
+            inputs,
+            outputs,
+            config=layers.config,
+            init_method=_no_init,
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=layers.group,
+        )
+        self.weight = linear.weight
+        object.__setattr__(self, "linear", linear)
+        self.weight.tensor_model_parallel = True
+        shape = (outputs, inputs // layers.degree)
+        declare(self.weight, shape=shape, std=std, dim=1, degree=layers.degree, rank=layers.rank)
+        self.bias = (
+            layers.replicated(nn.Parameter(torch.empty(outputs, dtype=layers.dtype))) if bias else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [S, B, share of inputs] -> [S(/T), B, outputs]."""
+        if self._layers.sequence_parallel:
+            partial = linear_with_grad_accumulation_and_async_allreduce(
+                x, self.weight, None, False, False, False, tp_group=self._layers.group
+            )
+            y = self._layers.leave_partial(partial)
+        else:
+            y = self.linear(x)[0]
+        return y if self.bias is None else y + self._layers.use(self.bias)
+
+
+class _Embedding(nn.Module):
+    """Vocabulary-parallel embedding: tokens [B, S] -> [S(/T), B, H]."""
+
+    def __init__(self, layers: MegatronLayers, rows: int, hidden: int, *, std: float) -> None:
+        super().__init__()
+        self._layers = layers
+        inner = VocabParallelEmbedding(
+            rows, hidden, init_method=_no_init, config=layers.config, tp_group=layers.group
+        )
+        self.weight = inner.weight
+        object.__setattr__(self, "inner", inner)
+        self.weight.tensor_model_parallel = True
+        shape = (rows // layers.degree, hidden)
+        declare(self.weight, shape=shape, std=std, dim=0, degree=layers.degree, rank=layers.rank)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.inner(tokens.t().contiguous())
+        if not self._layers.sequence_parallel:
+            return x
+        return _KeepShare.apply(x, self._layers.group)
+
+
+class _KeepShare(torch.autograd.Function):
+    """A replicated [S, B, H] -> the own share [S/T, B, H]; backward gathers the shares' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.chunk(group.size(), dim=0)[group.rank()].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _all_gather(gradient, ctx.group), None
+
+
+def _no_init(weight: Tensor) -> Tensor:
+    return weight

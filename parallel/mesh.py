@@ -1,0 +1,179 @@
+"""One `Mesh` over megatron-core's `parallel_state`: it checks degrees, owns every process group, and prints its table.
+
+Ranks run tensor-first, then data, then pipeline, as megatron-core's order `tp-dp-pp` and DeepSpeed's topology
+(pipe, data, model) both have it: rank = tensor + T * (data + D * pipeline).
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from models.config import ModelConfig
+from parallel.config import ParallelConfig, ParallelError
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process on the three axes."""
+
+    tensor: int
+    data: int
+    pipeline: int
+
+
+def resolve_world(config: ParallelConfig, world_size: int) -> ParallelConfig:
+    """Fill in `data=0` and refuse a layout that does not divide the world."""
+    data = config.data or world_size // config.model_parallel
+    if data * config.model_parallel != world_size or data < 1:
+        degrees = f"parallel.tensor={config.tensor} x parallel.pipeline={config.pipeline} x parallel.data={data or 1}"
+        raise ParallelError(
+            f"{degrees}: makes {max(1, data) * config.model_parallel} processes, but the world has {world_size}; "
+            "choose degrees whose product is the number of processes"
+        )
+    return replace(config, data=data)
+
+
+def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int) -> None:
+    """Refuse a model that a layout cannot cut evenly."""
+    degree = config.tensor
+    for option, value in (
+        ("heads", model.heads),
+        ("kv_heads", model.key_value_heads),
+        ("ffn_size", model.ffn_width),
+        ("vocab_size (padded)", model.padded_vocab),
+    ):
+        if value % degree:
+            cure = (
+                f"set model.vocab_multiple to a multiple of {degree}"
+                if option.startswith("vocab")
+                else f"choose a tensor degree that divides {value}"
+            )
+            raise ParallelError(f"model.{option}={value}: does not divide by parallel.tensor={degree}; {cure}")
+    if config.sequence_parallel and sequence_length % degree:
+        raise ParallelError(
+            f"train.sequence_length={sequence_length}: does not divide by parallel.tensor={degree}, as "
+            "parallel.sequence_parallel=true needs; choose a multiple"
+        )
+    if config.pipeline > model.layers:
+        raise ParallelError(
+            f"parallel.pipeline={config.pipeline}: more stages than model.layers={model.layers}; choose fewer stages"
+        )
+
+
+class Mesh:
+    """Process groups of one layout; `close` before building another."""
+
+    def __init__(self, config: ParallelConfig, device: torch.device) -> None:
+        """Join the world named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, if not joined already."""
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                timeout=datetime.timedelta(seconds=config.timeout_seconds),
+            )
+        self.config = resolve_world(config, dist.get_world_size())
+        self.device = device
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
+        parallel_state.initialize_model_parallel(
+            config.tensor,
+            config.pipeline,
+            create_gloo_process_groups=False,
+            distributed_timeout_minutes=max(1, config.timeout_seconds // 60),
+        )
+        self.tensor_group = parallel_state.get_tensor_model_parallel_group()
+        self.data_group = parallel_state.get_data_parallel_group()
+        self.pipeline_group = parallel_state.get_pipeline_model_parallel_group()
+        self.model_group = parallel_state.get_model_parallel_group()
+        self.place = Place(
+            parallel_state.get_tensor_model_parallel_rank(),
+            parallel_state.get_data_parallel_rank(),
+            parallel_state.get_pipeline_model_parallel_rank(),
+        )
+
+    @property
+    def first_stage(self) -> bool:
+        """Whether this rank holds the embedding."""
+        return self.place.pipeline == 0
+
+    @property
+    def last_stage(self) -> bool:
+        """Whether this rank holds the head and the loss."""
+        return self.place.pipeline == self.config.pipeline - 1
+
+    def sum_over_data(self, value: float) -> float:
+        """Sum of one number over the data axis."""
+        if self.config.data == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, group=self.data_group)
+        return float(tensor.item())
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether any rank of the world says yes."""
+        if self.world_size == 1:
+            return flag
+        tensor = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return bool(tensor.item() > 0)
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Forget the groups of this layout; the world stays joined."""
+        parallel_state.destroy_model_parallel()
+
+    def table(self) -> str:
+        """The layout as text: one line an axis, then one a rank (at most 16)."""
+        config = self.config
+        lines = [
+            f"mesh  tensor {config.tensor} x pipeline {config.pipeline} x data {config.data} = {self.world_size} process"
+            + ("es" if self.world_size > 1 else "")
+        ]
+        if self.world_size == 1:
+            return lines[0]
+        lines.append("rank  tensor  data  pipeline")
+        for rank in range(min(self.world_size, 16)):
+            tensor = rank % config.tensor
+            data = rank // config.tensor % config.data
+            lines.append(f"{rank:4d}  {tensor:6d}  {data:4d}  {rank // (config.tensor * config.data):8d}")
+        if self.world_size > 16:
+            lines.append(f"… and {self.world_size - 16} more")
+        return "\n".join(lines)
+
+
+class MegatronUnit:
+    """The `mpu` object DeepSpeed asks for, answered from a Mesh."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def get_model_parallel_rank(self) -> int:  # noqa: D102
+        return self._mesh.place.tensor
+
+    def get_model_parallel_world_size(self) -> int:  # noqa: D102
+        return self._mesh.config.tensor
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:  # noqa: D102
+        return self._mesh.tensor_group
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+    def get_data_parallel_rank(self) -> int:  # noqa: D102
+        return self._mesh.place.data
+
+    def get_data_parallel_world_size(self) -> int:  # noqa: D102
+        return self._mesh.config.data
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:  # noqa: D102
+        return self._mesh.data_group

@@ -1,0 +1,30 @@
+"""Where a pipeline is cut: consecutive blocks whose slowest stage is as fast as can be."""
+
+from __future__ import annotations
+
+
+def cut_stages(costs: list[float], stages: int) -> list[int]:
+    """Boundaries [0, …, len(costs)] of `stages` non-empty runs of blocks with the smallest possible largest cost.
+
+    Exact, by dynamic programming over (stages so far, blocks so far); among equally good cuts the first stages are the
+    fuller ones' equals, so the result is deterministic. Embedding and head are blocks like any other: a heavy head
+    leaves its stage fewer layers.
+    """
+    count = len(costs)
+    assert 1 <= stages <= count, (stages, count)
+    prefix = [0.0]
+    for cost in costs:
+        prefix.append(prefix[-1] + cost)
+    best = [[float("inf")] * (count + 1) for _ in range(stages + 1)]
+    before = [[0] * (count + 1) for _ in range(stages + 1)]
+    best[0][0] = 0.0
+    for stage in range(1, stages + 1):
+        for stop in range(stage, count + 1):
+            for start in range(stage - 1, stop):
+                worst = max(best[stage - 1][start], prefix[stop] - prefix[start])
+                if worst < best[stage][stop] - 1e-9 * prefix[-1]:
+                    best[stage][stop], before[stage][stop] = worst, start
+    bounds = [count]
+    for stage in range(stages, 0, -1):
+        bounds.append(before[stage][bounds[-1]])
+    return bounds[::-1]
