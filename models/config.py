@@ -11,7 +11,7 @@ NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rotary", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu")
 GATED = ("swiglu", "geglu")
-RECOMPUTE = ("none", "block", "selective")
+OBJECTIVE_NAMES = ("causal",)  # of models.objectives, which imports torch and so is not for the launcher
 
 
 class ModelError(ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -95,13 +95,15 @@ def model_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
+def resolve_precision(config: PrecisionConfig, device: torch.device) -> PrecisionConfig:
     """Turn `auto` into bf16 where the device multiplies it natively, else fp32."""
-    if name != "auto":
-        return name
+    if config.name != "auto":
+        return config
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return replace(config, name="bf16" if native else "fp32")
 
 
 def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:

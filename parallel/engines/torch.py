@@ -58,6 +58,8 @@ class TorchEngine:
             name: parameter if self.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
             for name, parameter in self.parameters
         }
+        for name, parameter in self.parameters:
+            self.masters[name].declaration = declaration(parameter)  # type: ignore[attr-defined]
         self._hooks = [] if self.dtype == torch.float32 else self._accumulate_in_float32()
         self.optimizer = spec.optimizer(list(self.masters.items()))
         ensure_state(self.optimizer)

@@ -1,0 +1,116 @@
+"""Everything that can be refused before a process starts. Imports no torch: the launcher is light."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from data.manifest import Manifest
+from launcher.compose import phase_recipe
+from launcher.config import Recipe, RecipeError
+from parallel.check import check_model, resolve_world
+
+
+def phases_of(recipe: Recipe) -> list[Recipe]:
+    """The recipe of every phase; one plain recipe is its own only phase."""
+    return [phase_recipe(recipe, index) for index in range(len(recipe.phases))] or [recipe]
+
+
+def with_vocabulary(recipe: Recipe, size: int) -> Recipe:
+    """The recipe with the vocabulary of its corpus; a model that names its own must hold every token."""
+    if recipe.model.vocab_size and recipe.model.vocab_size < size:
+        raise RecipeError(
+            f"model.vocab_size={recipe.model.vocab_size}: smaller than the tokenizer of {recipe.data.path}, which has "
+            f"{size} tokens; set model.vocab_size=0 to take its size"
+        )
+    return recipe if recipe.model.vocab_size else replace(recipe, model=replace(recipe.model, vocab_size=size))
+
+
+def check_corpus(recipe: Recipe) -> Recipe:
+    """Open the corpus of every phase; all must share a tokenizer. Returns the recipe with its vocabulary filled in."""
+    manifests = [Manifest.load(Path(phase.data.path)) for phase in phases_of(recipe)]
+    first = manifests[0]
+    for phase, manifest in zip(phases_of(recipe), manifests, strict=True):
+        if manifest.tokenizer_fingerprint != first.tokenizer_fingerprint:
+            raise RecipeError(
+                f"data.path={phase.data.path}: was tokenized differently from {recipe.data.path}; rebuild it with the same "
+                "tokenizer (tokenizer=file tokenizer.path=…)"
+            )
+    return with_vocabulary(recipe, first.vocab_size)
+
+
+def check_layout(recipe: Recipe, world_size: int) -> None:
+    """Refuse a world, batch, sequence or model that does not divide, in any phase. The vocabulary must be known."""
+    for phase in phases_of(recipe):
+        layout = resolve_world(phase.parallel, world_size)
+        check_model(layout, phase.model, phase.train.sequence_length)
+        check_batch(phase, layout.data)
+
+
+def check_batch(recipe: Recipe, data: int) -> None:
+    """Refuse a batch that does not divide into micro-batches on every data rank, or sequences beyond the model."""
+    train, model = recipe.train, recipe.model
+    if model.positions != "none" and train.sequence_length > model.max_sequence:
+        raise RecipeError(
+            f"train.sequence_length={train.sequence_length}: longer than model.max_sequence={model.max_sequence}; "
+            "shorten it or raise model.max_sequence"
+        )
+    share = train.micro_batch * data
+    if train.batch_sequences % share:
+        near = max(share, train.batch_sequences // share * share) * train.sequence_length
+        raise RecipeError(
+            f"train.batch_tokens={train.batch_tokens}: its {train.batch_sequences} sequences do not divide into "
+            f"micro-batches of {train.micro_batch} on {data} data ranks; the nearest is {near}, or choose another "
+            "train.micro_batch"
+        )
+
+
+def check_directory(recipe: Recipe) -> Path:
+    """The run's directory, made and known to be writable."""
+    directory = Path(recipe.run.dir) / recipe.run.name
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".write_test.{os.getpid()}"
+        probe.write_bytes(b"\0" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise RecipeError(
+            f"run.dir={recipe.run.dir}: {directory} cannot be written ({error.strerror}); free space there or set run.dir"
+        ) from error
+    return directory
+
+
+IDENTITY = ("seed", "model", "objective")  # what a run may not change between attempts
+
+
+def check_same_run(recipe: Recipe, saved: dict, place: str) -> list[str]:
+    """Compare with the recipe a checkpoint was made by: refuse what changes the model, list the rest.
+
+    saved: the resolved recipe as plain data. Returns `option: old -> new` of every other difference.
+    """
+    from launcher.schema import to_plain
+
+    old, new = flatten(saved), flatten(to_plain(recipe))
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    for key in differing:
+        if key.split(".")[0] in IDENTITY and key != "model.name":
+            raise RecipeError(
+                f"{key}={new.get(key)}: {place} was made with {old.get(key)}; set it back, give the run another run.name, or "
+                "start from its weights with run.init_from"
+            )
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in differing]
+
+
+def flatten(tree: dict, path: str = "") -> dict[str, object]:
+    """Dotted path -> leaf of nested plain data."""
+    found: dict[str, object] = {}
+    for key, value in tree.items():
+        place = f"{path}.{key}" if path else str(key)
+        if isinstance(value, dict) and value:
+            found.update(flatten(value, place))
+        else:
+            found[place] = value
+    return found
+
+

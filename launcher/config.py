@@ -1,0 +1,273 @@
+"""The recipe as frozen, typed dataclasses; past this file nobody sees Hydra.
+
+Sections of other rooms come from `models.config`, `data.config` and `parallel.config`; the rest is here. Every field is
+documented by the string under it, which `triaxis train --help` prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from data.config import CorpusConfig, DataConfig, TokenizerConfig
+from models.config import OBJECTIVE_NAMES, ModelConfig
+from parallel.config import ParallelConfig, PrecisionConfig
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be: the message names the option, the value, the limit and the cure."""
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise RecipeError(f"{option}={value}: choose one of {', '.join(choices)}")
+
+
+def _at_least(option: str, value: float, limit: float) -> None:
+    if value < limit:
+        raise RecipeError(f"{option}={value}: must be at least {limit}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run: its name, its place, and what it begins with."""
+
+    name: str = "run"
+    """Name of the run; its directory is run.dir/run.name."""
+    dir: str = "runs"
+    """Directory that holds runs."""
+    init_from: str = ""
+    """Run directory or checkpoint to begin from instead of fresh weights; only read when this run has no checkpoint."""
+    init_what: str = "weights"
+    """What init_from gives: weights, or everything (optimizer, counters and data position too)."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that are paths."""
+        if not self.name or "/" in self.name:
+            raise RecipeError(f"run.name={self.name!r}: must be a plain name; set run.dir for the directory")
+        _one_of("run.init_what", self.init_what, ("weights", "everything"))
+        if self.init_what != "weights" and not self.init_from:
+            raise RecipeError(f"run.init_what={self.init_what}: has no effect without run.init_from; set it or leave this")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Budget, batch and what happens between steps. Token counts are of the global batch."""
+
+    tokens: int = 1_000_000
+    """Budget of the run in tokens; with phases, their budgets are added up instead."""
+    max_steps: int = 0
+    """Stop after this many optimizer steps, whatever the budget; 0 for no such limit. The schedule keeps to `tokens`."""
+    sequence_length: int = 256
+    """Tokens of one sequence."""
+    batch_tokens: int = 8192
+    """Tokens of one global batch, over all micro-batches and data ranks."""
+    micro_batch: int = 8
+    """Sequences that go through the model at once on each data rank."""
+    validate_every_tokens: int = 0
+    """Tokens between validations; 0 validates only at the end."""
+    validation_tokens: int = 0
+    """Tokens of the validation split to use, from its start; 0 for all of them."""
+    sample_every_tokens: int = 0
+    """Tokens between sampled texts; 0 samples only at the end."""
+    sample_length: int = 96
+    """Tokens of a sampled text; 0 samples never."""
+    sample_prompts: tuple[str, ...] = ("",)
+    """Texts to continue."""
+    sample_temperature: float = 0.8
+    """Temperature of sampling; 0 takes the likeliest token."""
+    max_skipped_steps: int = 20
+    """End the run after this many skipped steps in a row (gradients with NaN or infinity)."""
+
+    def __post_init__(self) -> None:
+        """Refuse batches that do not divide."""
+        for option in ("tokens", "sequence_length", "batch_tokens", "micro_batch", "max_skipped_steps"):
+            _at_least(f"train.{option}", getattr(self, option), 1)
+        for option in ("max_steps", "validate_every_tokens", "validation_tokens", "sample_every_tokens", "sample_length"):
+            _at_least(f"train.{option}", getattr(self, option), 0)
+        _at_least("train.sample_temperature", self.sample_temperature, 0)
+        if self.batch_tokens % self.sequence_length:
+            near = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
+            raise RecipeError(
+                f"train.batch_tokens={self.batch_tokens}: must be a multiple of "
+                f"train.sequence_length={self.sequence_length}; the nearest is {near}"
+            )
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences of one global batch."""
+        return self.batch_tokens // self.sequence_length
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the model must predict."""
+
+    name: str = "causal"
+    """causal: every next token of a packed sequence, all weighted alike."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown objectives."""
+        _one_of("objective.name", self.name, OBJECTIVE_NAMES)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How gradients become updates."""
+
+    name: str = "adamw"
+    """adamw (decoupled weight decay, arXiv 1711.05101) or sgd."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """adamw: decay of the first moment; sgd: momentum."""
+    beta2: float = 0.95
+    """adamw only: decay of the second moment."""
+    epsilon: float = 1e-8
+    """adamw only: added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Applied to matrices and embeddings, never to norm gains and biases."""
+    clip_norm: float = 1.0
+    """Limit of the global gradient norm; 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        _one_of("optimizer.name", self.name, ("adamw", "sgd"))
+        for option in ("learning_rate", "epsilon", "weight_decay", "clip_norm"):
+            _at_least(f"optimizer.{option}", getattr(self, option), 0)
+        for option in ("beta1", "beta2"):
+            if not 0 <= getattr(self, option) < 1:
+                raise RecipeError(f"optimizer.{option}={getattr(self, option)}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over tokens, as a share of optimizer.learning_rate."""
+
+    name: str = "cosine"
+    """constant, linear, cosine, or wsd (warm-up, stable, decay; arXiv 2404.06395)."""
+    warmup_tokens: int = 0
+    """Tokens over which the rate rises linearly from 0."""
+    decay_tokens: int = 0
+    """wsd only: tokens at the end over which the rate falls linearly; 0 for a tenth of the budget."""
+    final_ratio: float = 0.1
+    """Share of the peak that is left at the end (constant ignores it and refuses other values than the default)."""
+    span: str = "run"
+    """What the schedule spans: the whole run, or each phase anew."""
+
+    def __post_init__(self) -> None:
+        """Refuse options without effect."""
+        _one_of("schedule.name", self.name, ("constant", "linear", "cosine", "wsd"))
+        _one_of("schedule.span", self.span, ("run", "phase"))
+        _at_least("schedule.warmup_tokens", self.warmup_tokens, 0)
+        _at_least("schedule.decay_tokens", self.decay_tokens, 0)
+        if not 0 <= self.final_ratio <= 1:
+            raise RecipeError(f"schedule.final_ratio={self.final_ratio}: must be between 0 and 1")
+        if self.decay_tokens and self.name != "wsd":
+            raise RecipeError(
+                f"schedule.decay_tokens={self.decay_tokens}: has no effect with schedule.name={self.name}; "
+                "set it to 0 or choose schedule.name=wsd"
+            )
+        if self.name == "constant" and self.final_ratio != 0.1:
+            raise RecipeError(
+                f"schedule.final_ratio={self.final_ratio}: has no effect with schedule.name=constant; leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When state is saved, how much is kept, and what happens to a bad checkpoint."""
+
+    every_tokens: int = 0
+    """Tokens between checkpoints; 0 saves only at the end, at phase borders and when interrupted."""
+    every_minutes: float = 0.0
+    """Minutes between checkpoints, as well; 0 for none by the clock."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept."""
+    keep_every_steps: int = 0
+    """Checkpoints at multiples of this many steps are kept for ever; 0 for none."""
+    asynchronous: bool = True
+    """Write in the background while training goes on."""
+    verify: bool = True
+    """Check the checksums of what is read."""
+    fall_back: bool = True
+    """Where the newest checkpoint is corrupt, name it, set it aside and use the one before; false stops instead."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for option, limit in (("every_tokens", 0), ("every_minutes", 0), ("keep_every_steps", 0), ("keep_last", 1)):
+            _at_least(f"checkpoint.{option}", getattr(self, option), limit)
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    wandb: str = "auto"
+    """online, offline, off, or auto: online if an account is configured, else offline."""
+    project: str = "triaxis"
+    """wandb project."""
+    entity: str = ""
+    """wandb team; empty for the account's own."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    every_steps: int = 10
+    """Plain progress lines (not on a terminal): one every this many steps."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown modes."""
+        _one_of("tracker.wandb", self.wandb, ("auto", "online", "offline", "off"))
+        _at_least("tracker.every_steps", self.every_steps, 1)
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The machine."""
+
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is a GPU."""
+    threads: int = 0
+    """CPU threads of each process; 0 shares the cores out."""
+    layout: str = "recipe"
+    """recipe: as `parallel` says; fastest: all GPUs, or on CPU the quickest of a few layouts, measured before the run."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown devices."""
+        _one_of("cluster.device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("cluster.layout", self.layout, ("recipe", "fastest"))
+        _at_least("cluster.threads", self.threads, 0)
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """A stretch of a run with its own budget and overrides."""
+
+    name: str
+    """Name of the phase."""
+    tokens: int
+    """Budget of the phase in tokens."""
+    overrides: dict = field(default_factory=dict)
+    """Sections and fields that differ in this phase, e.g. {train: {sequence_length: 256}}."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run is made of."""
+
+    seed: int = 1
+    """Decides initial weights, sample order and dropout."""
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig(path="corpora/stdlib")
+    corpus: CorpusConfig = CorpusConfig(name="stdlib", sources=("stdlib",), directory="corpora/stdlib")
+    tokenizer: TokenizerConfig = TokenizerConfig(kind="bpe", vocab_size=1024)
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracker: TrackerConfig = TrackerConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    train: TrainConfig = TrainConfig()
+    phases: tuple[PhaseConfig, ...] = ()
+    """Phases in order; none means one phase of train.tokens."""

@@ -1,0 +1,152 @@
+"""The loop: one step after another until the phase's budget is spent or somebody asks to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+import torch
+
+from launcher.batches import TrainBatches, validation_batches
+from launcher.callbacks.base import StepRecord, ValidationRecord
+from launcher.config import Recipe
+from launcher.optim.schedule import Schedule
+from launcher.run import Run, TrainingError
+from launcher.sampling import sample_text
+from models.config import flops_per_token
+from parallel.engines.base import Engine, StepResult
+
+
+def fit(run: Run, phase: Recipe, engine: Engine, batches: TrainBatches) -> bool:
+    """Train one phase to its end; returns True where it was interrupted (state is saved then)."""
+    schedule, start = run.schedule(phase), run.counters.step
+    for index in range(run.steps_left(phase)):
+        began = time.perf_counter()
+        batch, batch_hash = batches.get(index)
+        waited = time.perf_counter() - began
+        rate = learning_rate(run, phase, schedule)
+        result = engine.step(batch, rate)
+        seconds = time.perf_counter() - began
+        _count(run, phase, result)
+        run.tell("on_step", _record(run, phase, result, rate, seconds, waited, batch_hash))
+        _refuse_endless_skipping(run, phase, result)
+        stop, save = run.agree(phase, engine)
+        if save or stop:
+            run.save(engine)
+        if stop:
+            run.interrupted(engine)
+            return True
+        _look(run, phase, engine, last=index == run.steps_left(phase, start) - 1)
+    return False
+
+
+def finish(run: Run, phase: Recipe, engine: Engine) -> int:
+    """After the last step: final validation and samples, the last checkpoint, the summary. Returns exit code 0."""
+    record = validate(run, phase, engine)
+    samples = sample(run, phase, engine)
+    run.save(engine)
+    run.finished(record, samples)
+    return 0
+
+
+def learning_rate(run: Run, phase: Recipe, schedule: Schedule) -> float:
+    """Rate of the step that is about to be made."""
+    done = run.counters.phase_tokens if phase.schedule.span == "phase" else run.counters.tokens
+    return schedule.at(done + phase.train.batch_tokens)
+
+
+def validate(run: Run, phase: Recipe, engine: Engine) -> ValidationRecord:
+    """One pass over the validation tokens: nats per token and bits per byte of text."""
+    total = tokens = 0.0
+    for batch in validation_batches(phase, run.mesh, run.validation_stream):
+        loss, valid = engine.evaluate(batch)
+        total, tokens = total + loss, tokens + valid
+    nats = total / tokens
+    bits = nats / math.log(2) / run.validation_stream.bytes_per_token
+    record = ValidationRecord(run.counters.step, run.phase_name(phase), run.counters.tokens, nats, bits)
+    run.tell("on_validation", record)
+    return record
+
+
+def sample(run: Run, phase: Recipe, engine: Engine) -> list[tuple[str, str]]:
+    """Continue every prompt of the recipe; returns (prompt, continuation) pairs."""
+    train, told = phase.train, []
+    for number, prompt in enumerate(train.sample_prompts if train.sample_length else ()):
+        text = sample_text(
+            engine,
+            run.tokenizer,
+            prompt,
+            length=train.sample_length,
+            shape=(train.micro_batch, train.sequence_length),
+            temperature=train.sample_temperature,
+            seed=phase.seed * 1_000_003 + run.counters.step * 101 + number,
+        )
+        run.tell("on_sample", run.counters.step, prompt, text)
+        told.append((prompt, text))
+    return told
+
+
+def _count(run: Run, phase: Recipe, result: StepResult) -> None:
+    counters, tokens = run.counters, phase.train.batch_tokens
+    run.counters = replace(
+        counters,
+        step=counters.step + 1,
+        tokens=counters.tokens + tokens,
+        samples=counters.samples + phase.train.batch_sequences,
+        skipped=counters.skipped + result.skipped,
+        skipped_in_a_row=counters.skipped_in_a_row + 1 if result.skipped else 0,
+        phase_tokens=counters.phase_tokens + tokens,
+        stream_tokens=counters.stream_tokens + tokens,
+    )
+
+
+def _record(
+    run: Run, phase: Recipe, result: StepResult, rate: float, seconds: float, waited: float, batch_hash: str
+) -> StepRecord:
+    speed = phase.train.batch_tokens / seconds
+    peak = run.peak_flops(phase)
+    used = speed * flops_per_token(phase.model, phase.train.sequence_length) / peak if peak else None
+    return StepRecord(
+        step=run.counters.step,
+        phase=run.phase_name(phase),
+        tokens=run.counters.tokens,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        learning_rate=rate,
+        tokens_per_second=speed,
+        step_seconds=seconds,
+        data_seconds=waited,
+        skipped=result.skipped,
+        skipped_total=run.counters.skipped,
+        flops_utilisation=used,
+        batch_hash=batch_hash,
+    )
+
+
+def _refuse_endless_skipping(run: Run, phase: Recipe, result: StepResult) -> None:
+    if result.skipped:
+        run.event("skip", f"gradient norm {result.grad_norm}: nothing was written")
+    if run.counters.skipped_in_a_row >= phase.train.max_skipped_steps:
+        raise TrainingError(
+            f"train.max_skipped_steps={phase.train.max_skipped_steps}: as many steps in a row had NaN or infinite "
+            "gradients; lower optimizer.learning_rate, or start again from an earlier checkpoint"
+        )
+
+
+def _look(run: Run, phase: Recipe, engine: Engine, *, last: bool) -> None:
+    """Validate and sample where a multiple of their interval was passed; the end of the run does both anyway."""
+    train = phase.train
+    if last:
+        return
+    if _passed(run.counters.tokens, train.batch_tokens, train.validate_every_tokens):
+        validate(run, phase, engine)
+    if _passed(run.counters.tokens, train.batch_tokens, train.sample_every_tokens):
+        sample(run, phase, engine)
+    if run.mesh.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _passed(tokens: int, batch: int, every: int) -> bool:
+    """Whether the last batch went past a multiple of `every` tokens."""
+    return every > 0 and tokens // every > (tokens - batch) // every
