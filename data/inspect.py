@@ -1,0 +1,41 @@
+"""A corpus in a few lines, for people: `triaxis data inspect`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from data.manifest import Manifest
+from data.shards import Blocks
+from data.tokenizers import load_corpus_tokenizer
+
+_EXCERPT = 160
+
+
+def describe(path: Path | str) -> str:
+    """What the corpus holds, its baselines, and how a held-out document begins; DataError when it is not whole."""
+    path = Path(path)
+    manifest = Manifest.load(path)
+    lines = [
+        f"corpus {manifest.name} at {path} (fingerprint {manifest.fingerprint[:12]})",
+        f"tokenizer {manifest.tokenizer_kind}, {manifest.vocab_size:,} ids, eod {manifest.eod}, as {manifest.dtype}",
+    ]
+    for name, split in manifest.splits.items():
+        lines.append(
+            f"{name:<11}{split.documents:>10,} documents {split.tokens:>14,} tokens {split.bytes / 1e6:>10,.2f} MB "
+            f"({split.bytes / split.tokens:.2f} bytes/token) in {split.blocks:,} blocks, {len(split.shards):,} shards"
+        )
+    if manifest.skipped:
+        lines.append("left out   " + ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()))
+    if manifest.baselines:
+        held_out = manifest.splits["validation"]
+        per_byte = held_out.tokens / held_out.bytes / math.log(2)
+        for kind in ("unigram", "bigram"):
+            nats = getattr(manifest.baselines, kind)
+            lines.append(f"{kind + ' baseline':<17}{nats:.4f} nats/token, {nats * per_byte:.4f} bits/byte")
+    blocks = Blocks(path, manifest.splits["validation"], manifest.dtype)
+    meta, end = blocks.meta(0)[0], int(blocks.ends(0)[0]) - 1
+    text = load_corpus_tokenizer(path).decode(blocks.tokens(0)[: min(end, _EXCERPT)])
+    lines.append(f"a held-out document: {meta['source']}: {meta['path']}, {meta['bytes']:,} bytes")
+    lines.extend("    " + line for line in text.splitlines()[:6])
+    return "\n".join(lines)

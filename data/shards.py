@@ -1,0 +1,244 @@
+"""Shards: tar files of token blocks that webdataset reads, with an index that lets us read them as memory maps.
+
+One webdataset sample is one block of whole documents:
+
+    train-00000042.tokens.npy   uint16 or uint32 [tokens], every document ends with `eod`
+    train-00000042.ends.npy     int64 [documents], where each document ends (exclusive) within tokens
+    train-00000042.meta.json    list of one object a document: source, path, row, bytes
+
+One document a member would double the size of a tar of short documents (512-byte headers and padding) and read 50
+times slower; blocks cost nothing. A tar member is stored contiguously, so with the offset of its payload (`.idx.json`
+beside each shard) a block is a view of the mapped file and opening a corpus reads no tar at all.
+
+Written with tarfile and not webdataset's writer: that imports torch, and we need the offsets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+
+from data.config import DataError
+from data.manifest import Shard, Split
+
+OPEN_SHARDS = 256
+"""Memory-mapped shards kept open by one reader; the least recently used is closed first."""
+
+_COLUMNS = ("tokens", "tokens_offset", "documents", "ends_offset", "meta_offset", "meta_size", "bytes")
+
+
+class ShardWriter:
+    """Packs documents of one split into blocks and blocks into shards, in the order they come.
+
+    Blocks and shards are closed at the first document border at or past their size, so the same documents give the
+    same bytes. Use as a context manager; `finish` returns the written split.
+    """
+
+    def __init__(self, directory: Path, split: str, dtype: np.dtype, block_tokens: int, shard_tokens: int) -> None:
+        self._directory, self._split, self._dtype = directory, split, dtype
+        self._block_tokens, self._shard_tokens = block_tokens, shard_tokens
+        self._documents: list[np.ndarray] = []
+        self._meta: list[dict[str, Any]] = []
+        self._pending = 0
+        self._blocks = 0
+        self._shards: list[Shard] = []
+        self._file: _HashedFile | None = None
+        self._tar: tarfile.TarFile | None = None
+        self._index: dict[str, list[int]] = {}
+
+    def add(self, tokens: np.ndarray, meta: dict[str, Any]) -> None:
+        """Appends one document: tokens [n] that end with `eod`, and metadata with at least `bytes`."""
+        self._documents.append(tokens.astype(self._dtype))
+        self._meta.append(meta)
+        self._pending += len(tokens)
+        if self._pending >= self._block_tokens:
+            self._close_block()
+
+    def finish(self) -> Split:
+        """Writes what is pending and returns the split."""
+        self._close_block()
+        self._close_shard()
+        return Split(tuple(self._shards))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _close_block(self) -> None:
+        if not self._documents:
+            return
+        tar, file = self._open_shard()
+        stem = f"{self._split}-{self._blocks:08d}"
+        ends = np.cumsum([len(document) for document in self._documents], dtype=np.int64)
+        meta = json.dumps(self._meta, ensure_ascii=False, separators=(",", ":")).encode()
+        row = {"tokens": int(ends[-1]), "documents": len(ends), "bytes": sum(item["bytes"] for item in self._meta)}
+        row["tokens_offset"] = _add_array(tar, file, f"{stem}.tokens.npy", np.concatenate(self._documents))
+        row["ends_offset"] = _add_array(tar, file, f"{stem}.ends.npy", ends)
+        row["meta_offset"], row["meta_size"] = _add_member(tar, file, f"{stem}.meta.json", meta), len(meta)
+        for column in _COLUMNS:
+            self._index[column].append(row[column])
+        self._documents, self._meta, self._pending = [], [], 0
+        self._blocks += 1
+        if sum(self._index["tokens"]) >= self._shard_tokens:
+            self._close_shard()
+
+    def _open_shard(self) -> tuple[tarfile.TarFile, _HashedFile]:
+        if self._tar is None or self._file is None:
+            self._file = _HashedFile(self._directory / f"{self._split}-{len(self._shards):06d}.tar")
+            # USTAR headers are one 512-byte record whatever they hold, so payload offsets are known before writing.
+            self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
+            self._index = {column: [] for column in _COLUMNS}
+        assert self._tar is not None
+        return self._tar, self._file
+
+    def _close_shard(self) -> None:
+        if self._tar is None or self._file is None:
+            return
+        self._tar.close()
+        self._file.close()
+        path, index = self._file.path, self._index
+        text = json.dumps({"shard": path.name, "dtype": self._dtype.name, **index}, separators=(",", ":")) + "\n"
+        index_path = path.with_suffix(".idx.json")
+        index_path.write_text(text, encoding="utf-8")
+        self._shards.append(
+            Shard(
+                file=path.name,
+                size=self._file.position,
+                sha256=self._file.hash.hexdigest(),
+                index_file=index_path.name,
+                index_sha256=hashlib.sha256(text.encode()).hexdigest(),
+                blocks=len(index["tokens"]),
+                documents=sum(index["documents"]),
+                tokens=sum(index["tokens"]),
+                bytes=sum(index["bytes"]),
+            )
+        )
+        self._tar = self._file = None
+
+
+class _HashedFile:
+    """A file for writing that hashes what passes and reaches the disk before it is called closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.hash, self.position = path, hashlib.sha256(), 0
+        self._file: IO[bytes] = path.open("wb")
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.position += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self.position
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def _add_member(tar: tarfile.TarFile, file: _HashedFile, name: str, payload: bytes) -> int:
+    """Adds a member with no owner and no date; returns the offset of its payload in the file."""
+    info = tarfile.TarInfo(name)
+    info.size = len(payload)
+    offset = file.position + tarfile.BLOCKSIZE
+    tar.addfile(info, io.BytesIO(payload))
+    return offset
+
+
+def _add_array(tar: tarfile.TarFile, file: _HashedFile, name: str, array: np.ndarray) -> int:
+    """Adds an .npy member; returns the offset of the first element (past the .npy header) in the file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    return _add_member(tar, file, name, buffer.getvalue()) + buffer.tell() - array.nbytes
+
+
+class Blocks:
+    """Random access to the blocks of one split, straight from the mapped tar files.
+
+    tokens_per_block: int64 [blocks]. Opening checks that every shard and index is there with its recorded size.
+    """
+
+    def __init__(self, directory: Path, split: Split, dtype: str) -> None:
+        self._directory, self._split, self._dtype = directory, split, np.dtype(dtype)
+        indexes = [_read_index(directory, shard) for shard in split.shards]
+        columns = {
+            column: np.concatenate(
+                [np.asarray(index[column], np.int64) for index in indexes] or [np.zeros(0, np.int64)]
+            )
+            for column in _COLUMNS
+        }
+        self.tokens_per_block = columns["tokens"]
+        self._columns = columns
+        self._shard_of = np.repeat(np.arange(len(indexes)), [shard.blocks for shard in split.shards])
+        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.tokens_per_block)
+
+    def tokens(self, block: int) -> np.ndarray:
+        """Tokens of a block, a read-only view [tokens] of the mapped file in the stored dtype."""
+        offset, count = int(self._columns["tokens_offset"][block]), int(self.tokens_per_block[block])
+        return self._bytes(block, offset, count * self._dtype.itemsize).view(self._dtype)
+
+    def ends(self, block: int) -> np.ndarray:
+        """Where the documents of a block end (exclusive) in its tokens, int64 [documents]."""
+        offset, count = int(self._columns["ends_offset"][block]), int(self._columns["documents"][block])
+        return self._bytes(block, offset, count * 8).view(np.int64)
+
+    def meta(self, block: int) -> list[dict[str, Any]]:
+        """Metadata of the documents of a block: source, path, row, bytes."""
+        offset, size = int(self._columns["meta_offset"][block]), int(self._columns["meta_size"][block])
+        return json.loads(self._bytes(block, offset, size).tobytes())
+
+    def _bytes(self, block: int, offset: int, size: int) -> np.ndarray:
+        number = int(self._shard_of[block])
+        mapped = self._maps.get(number)
+        if mapped is None:
+            mapped = np.memmap(self._directory / self._split.shards[number].file, np.uint8, "r").view(np.ndarray)
+            self._maps[number] = mapped
+            if len(self._maps) > OPEN_SHARDS:
+                self._maps.popitem(last=False)
+        else:
+            self._maps.move_to_end(number)
+        return mapped[offset : offset + size]
+
+
+def _read_index(directory: Path, shard: Shard) -> dict[str, Any]:
+    """The index of a shard, after checking the shard's size and the index's checksum."""
+    cure = f"copy the corpus again, or delete {directory} and build it again"
+    try:
+        size = (directory / shard.file).stat().st_size
+        text = (directory / shard.index_file).read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: this part of the corpus is missing; {cure}") from error
+    if size != shard.size:
+        raise DataError(f"{directory / shard.file}: {size} bytes, but the manifest says {shard.size}; {cure}")
+    if hashlib.sha256(text).hexdigest() != shard.index_sha256:
+        raise DataError(f"{directory / shard.index_file}: its checksum is not the manifest's; {cure}")
+    return json.loads(text)
+
+
+def verify_split(directory: Path, split: Split) -> None:
+    """Reads every shard whole and compares checksums; DataError names the first that differs."""
+    for shard in split.shards:
+        _read_index(directory, shard)
+        with (directory / shard.file).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != shard.sha256:
+            raise DataError(
+                f"{directory / shard.file}: its checksum is not the manifest's, some of its bytes changed; "
+                f"copy the corpus again, or delete {directory} and build it again"
+            )

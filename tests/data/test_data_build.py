@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data.build as build_module
+from data.build import build
+from data.config import CorpusConfig, DataError, TokenizerConfig
+from data.inspect import describe
+from data.manifest import Manifest
+from data.shards import Blocks
+from data.tokenizers import load_corpus_tokenizer
+
+
+def contents(directory: Path) -> dict[str, str]:
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def texts_of(directory: Path, split: str) -> list[str]:
+    """The documents of a split as text, read back from the shards."""
+    manifest, tokenizer = Manifest.load(directory), load_corpus_tokenizer(directory)
+    blocks = Blocks(directory, manifest.splits[split], manifest.dtype)
+    found = []
+    for block in range(len(blocks)):
+        for document in np.split(blocks.tokens(block), blocks.ends(block))[:-1]:
+            assert document[-1] == tokenizer.eod
+            found.append(tokenizer.decode(document[:-1]))
+    return found
+
+
+def test_shards_hold_every_document_once(byte_corpus, documents):
+    train, validation = texts_of(byte_corpus, "train"), texts_of(byte_corpus, "validation")
+    assert sorted(train + validation) == sorted(documents)
+    assert len(validation) > 5 and len(train) > len(validation)
+    manifest = Manifest.load(byte_corpus)
+    for split, texts in (("train", train), ("validation", validation)):
+        totals = manifest.splits[split]
+        assert totals.documents == len(texts)
+        assert totals.bytes == sum(len(text.encode()) for text in texts)
+        assert totals.tokens == totals.bytes + len(texts)  # bytes, and one eod each
+    assert len(manifest.splits["train"].shards) > 2 and manifest.splits["train"].blocks > 10
+
+
+def test_metadata_tells_where_each_document_came_from(byte_corpus, text_directory):
+    manifest = Manifest.load(byte_corpus)
+    blocks = Blocks(byte_corpus, manifest.splits["train"], manifest.dtype)
+    for block in range(len(blocks)):
+        ends = blocks.ends(block)
+        for meta, end, begin in zip(blocks.meta(block), ends, [0, *ends], strict=False):
+            assert meta["source"] == str(text_directory)
+            text = (text_directory / meta["path"]).read_bytes()
+            assert meta["bytes"] == len(text) == end - begin - 1
+            assert blocks.tokens(block)[begin : end - 1].astype(np.uint8).tobytes() == text
+
+
+def test_webdataset_reads_the_shards(byte_corpus):
+    import webdataset
+
+    manifest = Manifest.load(byte_corpus)
+    blocks = Blocks(byte_corpus, manifest.splits["train"], manifest.dtype)
+    urls = [str(byte_corpus / shard.file) for shard in manifest.splits["train"].shards]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in samples] == [f"train-{block:08d}" for block in range(len(blocks))]
+    for block, sample in enumerate(samples):
+        assert sample["tokens.npy"].dtype == np.uint16
+        assert np.array_equal(sample["tokens.npy"], blocks.tokens(block))
+        assert np.array_equal(sample["ends.npy"], blocks.ends(block))
+        assert sample["meta.json"] == blocks.meta(block)
+
+
+def test_same_bytes_with_any_number_of_workers(tmp_path, build_small, monkeypatch):
+    monkeypatch.setattr(build_module, "_TASK_BYTES", 2000)  # many tasks, so that they can finish out of order
+    for workers in (1, 2, 5):
+        build_small(tmp_path / f"w{workers}", TokenizerConfig("bpe", 300), workers=workers)
+    assert len(contents(tmp_path / "w1")) > 6
+    assert contents(tmp_path / "w1") == contents(tmp_path / "w2") == contents(tmp_path / "w5")
+
+
+def test_splits_depend_on_the_text_alone(tmp_path, build_small, byte_corpus, text_directory):
+    shutil.copytree(text_directory, tmp_path / "text" / "renamed")
+    for i in range(40):
+        (tmp_path / "text" / f"extra{i}.txt").write_text(f"an added document, number {i}")
+    build_small(tmp_path / "corpus", sources=(str(tmp_path / "text"),))
+    for split in ("train", "validation"):
+        assert set(texts_of(byte_corpus, split)) < set(texts_of(tmp_path / "corpus", split))
+
+
+def test_bpe_is_trained_on_the_training_split_alone(tmp_path, build_small, monkeypatch):
+    seen: list[str] = []
+    monkeypatch.setattr(
+        build_module, "make_tokenizer", lambda config, sample: seen.extend(sample) or make(config, sample)
+    )
+    from data.tokenizers import make_tokenizer as make
+
+    build_small(tmp_path / "corpus", TokenizerConfig("bpe", 300))
+    assert sorted(seen) == sorted(texts_of(tmp_path / "corpus", "train"))
+
+
+def test_copies_are_dropped_and_counted(tmp_path, build_small, text_directory):
+    shutil.copytree(text_directory, tmp_path / "text" / "one")
+    shutil.copytree(text_directory, tmp_path / "text" / "two")
+    manifest = build_small(tmp_path / "corpus", sources=(str(tmp_path / "text"),))
+    assert manifest.skipped == {"duplicate": 120}
+    assert sum(split.documents for split in manifest.splits.values()) == 120
+
+
+def test_small_corpora_hold_out_one_document(tmp_path, build_small):
+    (tmp_path / "text").mkdir()
+    for i in range(3):
+        (tmp_path / "text" / f"{i}.txt").write_text(f"document {i}")
+    manifest = build_small(tmp_path / "corpus", sources=(str(tmp_path / "text"),), validation_fraction=1e-9)
+    assert {name: split.documents for name, split in manifest.splits.items()} == {"train": 2, "validation": 1}
+
+
+def test_one_large_file_must_be_cut(tmp_path, build_small):
+    text = "".join(f"line {i} with ünïcode\n" for i in range(500)) + "é" * 3000
+    (tmp_path / "all.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"1 usable document.*corpus.max_document_bytes"):
+        build_small(tmp_path / "corpus", sources=(str(tmp_path / "all.txt"),))
+    assert not (tmp_path / "corpus").exists()
+    build_small(tmp_path / "corpus", sources=(str(tmp_path / "all.txt"),), max_document_bytes=1001)
+    pieces = texts_of(tmp_path / "corpus", "train") + texts_of(tmp_path / "corpus", "validation")
+    assert max(len(piece.encode()) for piece in pieces) <= 1001
+    manifest = Manifest.load(tmp_path / "corpus")
+    assert manifest.skipped == {"duplicate": 4}  # the runs of é
+    assert sorted("".join(pieces).replace("é", "")) == sorted(text.replace("é", ""))
+    assert all(piece.endswith("\n") or "é" in piece for piece in pieces)
+
+
+def test_no_usable_text_says_what_was_left_out(tmp_path, build_small):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"0 usable document\(s\) \(1 undecodable left out\)"):
+        build_small(tmp_path / "corpus", sources=(str(tmp_path / "latin.txt"),))
+
+
+def test_a_finished_corpus_is_reused(corpus_copy, build_small, text_directory, monkeypatch):
+    monkeypatch.setattr(build_module, "_build", lambda *_: pytest.fail("built again"))
+    before = contents(corpus_copy)
+    manifest = build_small(corpus_copy, workers=2, name="another name")
+    assert manifest == Manifest.load(corpus_copy)
+    assert contents(corpus_copy) == before
+
+
+def test_a_finished_corpus_is_reused_when_the_text_is_gone(tmp_path, build_small, text_directory):
+    shutil.copytree(text_directory, tmp_path / "text")
+    manifest = build_small(tmp_path / "corpus", sources=(str(tmp_path / "text"),))
+    shutil.rmtree(tmp_path / "text")
+    assert build_small(tmp_path / "corpus", sources=(str(tmp_path / "text"),)) == manifest
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"validation_fraction": 0.1}, "corpus.validation_fraction was 0.2, now 0.1"),
+        ({"block_tokens": 4000}, "corpus.block_tokens was 3000, now 4000"),
+        ({"tokenizer": TokenizerConfig("bpe", 300)}, "tokenizer.kind was 'byte', now 'bpe'"),
+    ],
+)
+def test_other_options_for_an_existing_corpus_are_refused(corpus_copy, build_small, options, named):
+    before = contents(corpus_copy)
+    with pytest.raises(DataError, match="corpus.directory") as caught:
+        build_small(corpus_copy, **options)
+    assert named in str(caught.value) and f"rm -r {corpus_copy}" in str(caught.value)
+    assert contents(corpus_copy) == before
+
+
+def test_changed_text_for_an_existing_corpus_is_refused(tmp_path, build_small, text_directory):
+    shutil.copytree(text_directory, tmp_path / "text")
+    build_small(tmp_path / "corpus", sources=(str(tmp_path / "text"),))
+    (tmp_path / "text" / "new.txt").write_text("more")
+    with pytest.raises(DataError, match=r"corpus.sources \(their files\) was"):
+        build_small(tmp_path / "corpus", sources=(str(tmp_path / "text"),))
+
+
+def test_foreign_directories_are_left_alone(tmp_path, build_small):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="it exists and is not a corpus"):
+        build_small(tmp_path / "home")
+    assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    build_small(tmp_path / "empty")
+
+
+def test_unwritable_directory(tmp_path, build_small):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"corpus.directory = .*cannot build there"):
+        build_small(tmp_path / "file" / "corpus")
+
+
+def test_full_disk_leaves_nothing_behind(tmp_path, build_small, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DataError, match="No space left on device"):
+            build_small(tmp_path / "corpus")
+    assert [path.name for path in tmp_path.iterdir()] == [".corpus.lock"]
+    build_small(tmp_path / "corpus")
+
+
+def test_interrupt_leaves_nothing_behind(tmp_path, text_directory):
+    corpus = CorpusConfig("small", (str(text_directory),), str(tmp_path / "corpus"), validation_fraction=0.2)
+
+    def interrupt(done: int, total: int, note: str) -> None:
+        if note == "encoding":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus, TokenizerConfig("byte"), interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == [".corpus.lock"]
+
+
+KILLED = """
+import os, signal, sys
+from data.build import build
+from data.config import CorpusConfig, TokenizerConfig
+def kill(done, total, note):
+    if note == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+corpus = CorpusConfig("small", (sys.argv[1],), sys.argv[2], validation_fraction=0.2, block_tokens=3000,
+                      shard_tokens=20000)
+build(corpus, TokenizerConfig("byte"), kill)
+"""
+
+
+@pytest.mark.parametrize("moment", ["encoding", "computing baselines"])
+def test_a_killed_build_starts_again_cleanly(tmp_path, text_directory, build_small, byte_corpus, moment):
+    command = [sys.executable, "-c", KILLED, str(text_directory), str(tmp_path / "corpus"), moment]
+    assert subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
+    assert (tmp_path / ".corpus.partial").exists() and not (tmp_path / "corpus").exists()
+    build_small(tmp_path / "corpus")
+    assert contents(tmp_path / "corpus") == contents(byte_corpus)
+    assert not (tmp_path / ".corpus.partial").exists()
+
+
+def test_two_builders_at_once_build_once(tmp_path, build_small, byte_corpus):
+    results: list[Manifest] = []
+    threads = [threading.Thread(target=lambda: results.append(build_small(tmp_path / "corpus"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3 and results[0] == results[1] == results[2]
+    assert contents(tmp_path / "corpus") == contents(byte_corpus)
+
+
+def test_progress_is_reported_to_the_end(tmp_path, text_directory):
+    calls: list[tuple[int, int, str]] = []
+    corpus = CorpusConfig("small", (str(text_directory),), str(tmp_path / "corpus"), validation_fraction=0.2)
+    build(corpus, TokenizerConfig("bpe", 300), lambda *call: calls.append(call))
+    notes = list(dict.fromkeys(note for _, _, note in calls))
+    assert notes == ["reading", "training the tokenizer", "encoding", "computing baselines"]
+    assert all(0 <= done <= total for done, total, _ in calls)
+    assert [call for call in calls if call[2] == "encoding"][-1][0] == calls[-1][1]
+
+
+def test_building_and_reading_import_no_torch(byte_corpus):
+    code = (
+        "import sys, data.build, data.inspect\nfrom data.stream import Stream\n"
+        f"Stream({str(byte_corpus)!r}, 'train', 0).batch(0, 2, 16)\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_description_shows_what_matters(byte_corpus):
+    manifest, text = Manifest.load(byte_corpus), describe(byte_corpus)
+    for split in ("train", "validation"):
+        assert f"{manifest.splits[split].tokens:,} tokens" in text
+    assert manifest.baselines is not None
+    assert f"{manifest.baselines.bigram:.4f} nats/token" in text
+    assert texts_of(byte_corpus, "validation")[0][:40].splitlines()[0] in text
