@@ -87,7 +87,7 @@ class Prefetcher(Generic[T]):
                 assert index is not None
             try:
                 result: T | BaseException = self._function(index)
-            except BaseException as error:  # noqa: BLE001 handed to whoever asks for this batch
+            except BaseException as error:
                 result = error
             with self._changed:
                 if not self._closed:

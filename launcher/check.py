@@ -112,5 +112,3 @@ def flatten(tree: dict, path: str = "") -> dict[str, object]:
         else:
             found[place] = value
     return found
-
-

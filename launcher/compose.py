@@ -50,7 +50,9 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
-            raise RecipeError(f"{text}: is not an override; write option=value, quoted where it holds spaces") from error
+            raise RecipeError(
+                f"{text}: is not an override; write option=value, quoted where it holds spaces"
+            ) from error
         key = override.key_or_group.split("@")[0]
         if key in known and "." not in key:
             value = override.value()
@@ -94,7 +96,7 @@ def _first_lines(error: BaseException) -> str:
 def build_recipe(tree: dict[str, Any]) -> Recipe:
     """Plain data to the typed recipe; every phase is built too, so that none fails hours later."""
     data = dict(tree)
-    if "phases" in data and data["phases"]:
+    if data.get("phases"):
         data["phases"] = [_phase_data(entry, index) for index, entry in enumerate(data["phases"])]
     recipe = build(Recipe, data)
     for index in range(len(recipe.phases)):

@@ -46,7 +46,9 @@ class RunConfig:
             raise RecipeError(f"run.name={self.name!r}: must be a plain name; set run.dir for the directory")
         _one_of("run.init_what", self.init_what, ("weights", "everything"))
         if self.init_what != "weights" and not self.init_from:
-            raise RecipeError(f"run.init_what={self.init_what}: has no effect without run.init_from; set it or leave this")
+            raise RecipeError(
+                f"run.init_what={self.init_what}: has no effect without run.init_from; set it or leave this"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,13 @@ class TrainConfig:
         """Refuse batches that do not divide."""
         for option in ("tokens", "sequence_length", "batch_tokens", "micro_batch", "max_skipped_steps"):
             _at_least(f"train.{option}", getattr(self, option), 1)
-        for option in ("max_steps", "validate_every_tokens", "validation_tokens", "sample_every_tokens", "sample_length"):
+        for option in (
+            "max_steps",
+            "validate_every_tokens",
+            "validation_tokens",
+            "sample_every_tokens",
+            "sample_length",
+        ):
             _at_least(f"train.{option}", getattr(self, option), 0)
         _at_least("train.sample_temperature", self.sample_temperature, 0)
         if self.batch_tokens % self.sequence_length:

@@ -30,7 +30,14 @@ class Encodes(Protocol):
 
 
 def sample_text(
-    engine: Predicts, tokenizer: Encodes, prompt: str, *, length: int, shape: tuple[int, int], temperature: float, seed: int
+    engine: Predicts,
+    tokenizer: Encodes,
+    prompt: str,
+    *,
+    length: int,
+    shape: tuple[int, int],
+    temperature: float,
+    seed: int,
 ) -> str:
     """Continue `prompt` by at most `length` tokens; stops at the end of a document.
 

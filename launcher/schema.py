@@ -110,7 +110,11 @@ def documentation_of(kind: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):
         named = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        text = following.value.value if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant) else None
+        text = (
+            following.value.value
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            else None
+        )
         if named and isinstance(text, str):
             found[statement.target.id] = " ".join(text.split())  # type: ignore[union-attr]
     return found
@@ -129,5 +133,7 @@ def unknown_key(path: str) -> str:
     near = difflib.get_close_matches(path, leaves, n=1, cutoff=0.5)
     if not near:
         last = path.rsplit(".", 1)[-1]
-        near = [leaf for leaf in leaves if difflib.SequenceMatcher(None, leaf.rsplit(".", 1)[-1], last).ratio() > 0.75][:1]
+        near = [leaf for leaf in leaves if difflib.SequenceMatcher(None, leaf.rsplit(".", 1)[-1], last).ratio() > 0.75][
+            :1
+        ]
     return f"{path}: no such option" + (f"; did you mean {near[0]}?" if near else "; see `triaxis train --help`")

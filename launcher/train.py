@@ -1,7 +1,7 @@
 """The spine of a run, as every rank executes it.
 
-    triaxis train experiment=tiny                                   starts ranks of this file
-    torchrun --nproc-per-node 8 -m launcher.train experiment=tiny   or they are started by torchrun or srun
+triaxis train experiment=tiny                                   starts ranks of this file
+torchrun --nproc-per-node 8 -m launcher.train experiment=tiny   or they are started by torchrun or srun
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from launcher.batches import TrainBatches
 from launcher.check import check_corpus, check_directory, check_layout, phases_of
 from launcher.compose import build_recipe, compose_tree, load_recipe, save_recipe
 from launcher.config import Recipe, RecipeError
-from launcher.loop import fit, finish
+from launcher.loop import finish, fit
 from launcher.machine import choose_device, threads_for
 from launcher.optim.build import optimizer_factory
 from launcher.run import Run
 from launcher.schema import to_plain
 from launcher.workers import INTERRUPTED, StopRequest, die_with_parent, write_failure
-from parallel.check import resolve_world
+from parallel.check import check_engine, choose_engine, resolve_world
 from parallel.engines.base import EngineSpec, resolve_precision
-from parallel.engines.select import build_engine, check_engine, choose_engine
+from parallel.engines.select import build_engine
 from parallel.mesh import Mesh
 
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,5 +193,3 @@ class StopRequest:
         if self.wanted and number == signal.SIGINT:
             os._exit(130)
         self.wanted = True
-
-

@@ -132,7 +132,9 @@ def block_costs(config: ModelConfig, sequence_length: int) -> list[float]:
     return [small, small, *[layer] * config.layers, *tail, 6.0 * config.hidden_size * config.padded_vocab]
 
 
-def block_recipe(config: ModelConfig, layers: Layers, index: int, recompute: str) -> tuple[type[Block], tuple[Any, ...]]:
+def block_recipe(
+    config: ModelConfig, layers: Layers, index: int, recompute: str
+) -> tuple[type[Block], tuple[Any, ...]]:
     """Class and arguments of the block at `index` of the decoder, for engines that build their stages themselves."""
     if index == 0:
         return EmbeddingBlock, (config, layers)

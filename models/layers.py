@@ -72,41 +72,41 @@ class PlainLayers:
         self.dtype = dtype
         self.clock = clock or Clock(0)
 
-    def share(self, count: int) -> int:  # noqa: D102
+    def share(self, count: int) -> int:
         return count
 
-    def sequence_start(self, length: int) -> int:  # noqa: D102
+    def sequence_start(self, length: int) -> int:
         return 0
 
-    def uncut(self, length: int) -> int:  # noqa: D102
+    def uncut(self, length: int) -> int:
         return length
 
-    def feature_start(self, count: int) -> int:  # noqa: D102
+    def feature_start(self, count: int) -> int:
         return 0
 
-    def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:  # noqa: D102
+    def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:
         return Linear(inputs, sum(parts), bias=bias, std=std, dtype=self.dtype)
 
-    def row(self, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:  # noqa: D102
+    def row(self, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:
         return Linear(inputs, outputs, bias=bias, std=std, dtype=self.dtype)
 
-    def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:  # noqa: D102
+    def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
         return Embedding(rows, hidden, std=std, dtype=self.dtype)
 
-    def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:  # noqa: D102
+    def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
         return Head(hidden, rows, std=std, tied=tied, dtype=self.dtype)
 
-    def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:  # noqa: D102
+    def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:
         declare(parameter, std=std, constant=constant)
         return parameter
 
-    def use(self, parameter: Tensor) -> Tensor:  # noqa: D102
+    def use(self, parameter: Tensor) -> Tensor:
         return parameter
 
-    def use_in_heads(self, parameter: Tensor) -> Tensor:  # noqa: D102
+    def use_in_heads(self, parameter: Tensor) -> Tensor:
         return parameter
 
-    def loss(self) -> Loss:  # noqa: D102
+    def loss(self) -> Loss:
         return cross_entropy
 
 
@@ -147,7 +147,9 @@ class Head(nn.Module):
             declare(self.weight, std=std)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return F.linear(x, self.weight if weight is None else weight)
+        weight = self.weight if weight is None else weight
+        assert weight is not None, "a tied head is handed the embedding's weight"
+        return F.linear(x, weight)
 
 
 class Norm(nn.Module):

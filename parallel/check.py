@@ -1,11 +1,11 @@
-"""Which layouts a world and a model allow. Imports no torch, so that the launcher can refuse before it starts anything."""
+"""Which layouts a world, a model and an engine allow. Imports no torch, so that the launcher can refuse before it starts anything."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from models.config import ModelConfig
-from parallel.config import ParallelConfig, ParallelError
+from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
 
 
 def resolve_world(config: ParallelConfig, world_size: int) -> ParallelConfig:
@@ -44,4 +44,40 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
     if config.pipeline > model.layers:
         raise ParallelError(
             f"parallel.pipeline={config.pipeline}: more stages than model.layers={model.layers}; choose fewer stages"
+        )
+
+
+def choose_engine(config: ParallelConfig, world_size: int) -> tuple[ParallelConfig, str]:
+    """Resolve `auto`; returns the configuration and the reason in words."""
+    if config.engine != "auto":
+        return config, "as the recipe says"
+    if world_size == 1 and config.zero_stage <= 1 and not config.offload_optimizer:
+        return replace(config, engine="torch"), "one process needs no sharding"
+    return replace(config, engine="deepspeed"), f"{world_size} processes"
+
+
+def check_engine(config: ParallelConfig, precision: PrecisionConfig, device: str, world_size: int) -> None:
+    """Refuse combinations that an engine cannot do, before any process starts. precision: resolved, not auto."""
+    if config.engine == "torch":
+        if world_size > 1:
+            raise ParallelError(
+                f"parallel.engine=torch: runs one process, the layout has {world_size}; set parallel.engine=deepspeed"
+            )
+        if config.zero_stage > 1 or config.offload_optimizer:
+            option = (
+                f"parallel.zero_stage={config.zero_stage}"
+                if config.zero_stage > 1
+                else "parallel.offload_optimizer=true"
+            )
+            raise ParallelError(f"{option}: has no effect with parallel.engine=torch; set parallel.engine=deepspeed")
+        return
+    if precision.name == "fp16" and device == "cpu":
+        raise ParallelError(
+            "precision.name=fp16: DeepSpeed refuses it on CPU; set precision.name=bf16, or parallel.engine=torch for one "
+            "process"
+        )
+    if precision.name != "fp32" and config.zero_stage == 0:
+        raise ParallelError(
+            f"parallel.zero_stage=0: with precision.name={precision.name} DeepSpeed keeps float32 master weights only in "
+            "sharded form; set parallel.zero_stage=1"
         )

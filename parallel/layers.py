@@ -91,41 +91,41 @@ class MegatronLayers:
             params_dtype=dtype,
         )
 
-    def share(self, count: int) -> int:  # noqa: D102
+    def share(self, count: int) -> int:
         return count // self.degree
 
-    def uncut(self, length: int) -> int:  # noqa: D102
+    def uncut(self, length: int) -> int:
         return length * self.degree if self.sequence_parallel else length
 
-    def sequence_start(self, length: int) -> int:  # noqa: D102
+    def sequence_start(self, length: int) -> int:
         return self.rank * length if self.sequence_parallel else 0
 
-    def feature_start(self, count: int) -> int:  # noqa: D102
+    def feature_start(self, count: int) -> int:
         return self.rank * count
 
-    def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:  # noqa: D102
+    def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:
         return _Column(self, inputs, parts, bias=bias, std=std)
 
-    def row(self, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:  # noqa: D102
+    def row(self, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:
         return _Row(self, inputs, outputs, bias=bias, std=std)
 
-    def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:  # noqa: D102
+    def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
         return _Embedding(self, rows, hidden, std=std)
 
-    def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:  # noqa: D102
+    def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
         return _Column(self, hidden, (rows,), bias=False, std=std, tied=tied)
 
-    def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:  # noqa: D102
+    def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:
         declare(parameter, std=std, constant=constant)
         return parameter
 
-    def use(self, parameter: Tensor) -> Tensor:  # noqa: D102
+    def use(self, parameter: Tensor) -> Tensor:
         return self.use_in_heads(parameter) if self.sequence_parallel else parameter
 
-    def use_in_heads(self, parameter: Tensor) -> Tensor:  # noqa: D102
+    def use_in_heads(self, parameter: Tensor) -> Tensor:
         return copy_to_tensor_model_parallel_region(parameter, group=self.group)
 
-    def loss(self) -> Loss:  # noqa: D102
+    def loss(self) -> Loss:
         return _loss
 
     def enter(self, x: Tensor) -> Tensor:
@@ -168,9 +168,7 @@ class _Column(nn.Module):
         for parameter, shape, spread in ((self.weight, (outputs, inputs), std), (self.bias, (outputs,), 0.0)):
             if parameter is not None:
                 parameter.tensor_model_parallel = True
-                declare(
-                    parameter, shape=shape, std=spread, dim=0, parts=parts, degree=layers.degree, rank=layers.rank
-                )
+                declare(parameter, shape=shape, std=spread, dim=0, parts=parts, degree=layers.degree, rank=layers.rank)
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """x: [S(/T), B, inputs] -> [S, B, share of outputs]."""
@@ -198,9 +196,7 @@ class _Row(nn.Module):
         self.weight.tensor_model_parallel = True
         shape = (outputs, inputs // layers.degree)
         declare(self.weight, shape=shape, std=std, dim=1, degree=layers.degree, rank=layers.rank)
-        self.bias = (
-            layers.replicated(nn.Parameter(torch.empty(outputs, dtype=layers.dtype))) if bias else None
-        )
+        self.bias = layers.replicated(nn.Parameter(torch.empty(outputs, dtype=layers.dtype))) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [S, B, share of inputs] -> [S(/T), B, outputs]."""
@@ -220,9 +216,7 @@ class _Embedding(nn.Module):
     def __init__(self, layers: MegatronLayers, rows: int, hidden: int, *, std: float) -> None:
         super().__init__()
         self._layers = layers
-        inner = VocabParallelEmbedding(
-            rows, hidden, init_method=_no_init, config=layers.config, tp_group=layers.group
-        )
+        inner = VocabParallelEmbedding(rows, hidden, init_method=_no_init, config=layers.config, tp_group=layers.group)
         self.weight = inner.weight
         object.__setattr__(self, "inner", inner)
         self.weight.tensor_model_parallel = True

@@ -117,24 +117,24 @@ class MegatronUnit:
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
 
-    def get_model_parallel_rank(self) -> int:  # noqa: D102
+    def get_model_parallel_rank(self) -> int:
         return self._mesh.place.tensor
 
-    def get_model_parallel_world_size(self) -> int:  # noqa: D102
+    def get_model_parallel_world_size(self) -> int:
         return self._mesh.config.tensor
 
-    def get_model_parallel_group(self) -> dist.ProcessGroup:  # noqa: D102
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
         return self._mesh.tensor_group
 
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_group = get_model_parallel_group
 
-    def get_data_parallel_rank(self) -> int:  # noqa: D102
+    def get_data_parallel_rank(self) -> int:
         return self._mesh.place.data
 
-    def get_data_parallel_world_size(self) -> int:  # noqa: D102
+    def get_data_parallel_world_size(self) -> int:
         return self._mesh.config.data
 
-    def get_data_parallel_group(self) -> dist.ProcessGroup:  # noqa: D102
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
         return self._mesh.data_group

@@ -26,8 +26,6 @@ def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
         ]
         if config.name == "sgd":
             return torch.optim.SGD(groups, lr=0.0, momentum=config.beta1, fused=True)
-        return torch.optim.AdamW(
-            groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
-        )
+        return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
 
     return build

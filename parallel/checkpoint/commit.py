@@ -53,6 +53,7 @@ class Save:
         try:
             self.temporary.mkdir(exist_ok=True)
         except FileExistsError:
+            _check_fence(self)
             raise CheckpointError(given_up(self)) from None
         if self.store.fenced():
             self.store.set_aside(self.temporary)
@@ -111,7 +112,8 @@ def collect(save: Save) -> tuple[list[Index], list[FileEntry]]:
         names = _names(save)
         for rank in sorted(waiting):
             if failed_name(rank) in names:
-                raise CheckpointError(f"rank {rank} failed: {(save.temporary / failed_name(rank)).read_text()}")
+                why = (save.temporary / failed_name(rank)).read_text() or "it could not write; look into its log"
+                raise CheckpointError(f"rank {rank} failed: {why}")
             if index_name(rank) in names:
                 indexes[rank], files[rank] = _take(save, rank)
                 waiting.remove(rank)
@@ -188,9 +190,24 @@ def abandon(save: Save, message: str) -> None:
             for name in (index_name(save.store.rank), data_name(save.store.rank)):
                 (save.temporary / name).unlink(missing_ok=True)
             if save.temporary.is_dir():
-                (save.temporary / failed_name(save.store.rank)).write_text(message)
+                _leave_note(save.temporary / failed_name(save.store.rank), message)
             return
-        if save.temporary.exists():
+        for _ in range(save.store.world_size):  # a late rank may make the directory anew between the two
             save.store.set_aside(save.temporary)
-        if not save.store.fenced():
-            save.temporary.write_text(message)
+            if save.store.fenced():
+                return
+            with contextlib.suppress(IsADirectoryError):
+                _leave_note(save.temporary, message)
+                return
+
+
+def _leave_note(path: Path, message: str) -> None:
+    """Put a message where others look, whole; on a full disk an empty one, which says enough."""
+    draft = path.with_name(f".trash-{path.name}")
+    with contextlib.suppress(OSError):
+        draft.write_text(message)
+    try:
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

@@ -37,17 +37,22 @@ def fsync_directory(path: Path) -> None:
 def write_durable(path: Path, data: bytes) -> None:
     """Put `data` at `path` so that a reader sees all of it or none, at any moment of failure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Opened first: the moment a rank's index is seen, rank 0 may rename the directory.
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        with contextlib.suppress(OSError):
+            os.fsync(directory)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    fsync_directory(path.parent)
+    finally:
+        os.close(directory)
 
 
 def remove_tree(path: Path) -> None:

@@ -108,7 +108,7 @@ def check_piece(piece: Piece) -> None:
     """Refuse a piece that does not lie in its logical tensor: an engine's mistake, found before it is written."""
     offset, extent = box_of(piece)
     fits = len(piece.shape) == len(offset) == len(extent) and all(
-        0 <= o and o + n <= size for o, n, size in zip(offset, extent, piece.shape, strict=True)
+        o >= 0 and o + n <= size for o, n, size in zip(offset, extent, piece.shape, strict=True)
     )
     if not fits:
         raise ValueError(

@@ -173,7 +173,7 @@ class Saver:
             else:
                 await_commit(save)
             committed = True
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is reported and training goes on)
+        except Exception as error:
             message = self._explain(save, error)
             abandon(save, message)
         if committed and self.store.rank == 0:
@@ -195,7 +195,7 @@ class Saver:
     def _retain(self) -> tuple[tuple[int, ...], str]:
         try:
             return tuple(self.store.retain(self.retention)), ""
-        except Exception as error:  # noqa: BLE001 (the checkpoint itself is safe)
+        except Exception as error:
             return (), f"committed, but older checkpoints could not be removed: {error}"
 
     def _explain(self, save: Save, error: Exception) -> str:

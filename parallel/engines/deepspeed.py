@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-import deepspeed  # noqa: E402
-from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec  # noqa: E402
-from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology  # noqa: E402
+import deepspeed
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
-from models.decoder import (  # noqa: E402
+from models.decoder import (
     Block,
     Decoder,
     EmbeddingBlock,
@@ -36,11 +36,11 @@ from models.decoder import (  # noqa: E402
     block_recipe,
     named_parameters,
 )
-from models.layers import Layers  # noqa: E402
-from models.parameters import declaration, initialise  # noqa: E402
-from models.random import Clock  # noqa: E402
-from parallel.checkpoint.pieces import Piece, rectangles_of_range  # noqa: E402
-from parallel.engines.base import (  # noqa: E402
+from models.layers import Layers
+from models.parameters import declaration, initialise
+from models.random import Clock
+from parallel.checkpoint.pieces import Piece, rectangles_of_range
+from parallel.engines.base import (
     Batch,
     EngineSpec,
     NamedParameters,
@@ -54,11 +54,11 @@ from parallel.engines.base import (  # noqa: E402
     set_learning_rate,
     squared_norm,
 )
-from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refresh_model  # noqa: E402
-from parallel.engines.state import parameter_pieces  # noqa: E402
-from parallel.layers import layers_for  # noqa: E402
-from parallel.mesh import MegatronUnit, Mesh  # noqa: E402
-from parallel.stages import cut_stages  # noqa: E402
+from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refresh_model
+from parallel.engines.state import parameter_pieces
+from parallel.layers import layers_for
+from parallel.mesh import MegatronUnit, Mesh
+from parallel.stages import cut_stages
 
 
 class DeepSpeedEngine:
@@ -93,7 +93,7 @@ class DeepSpeedEngine:
 
     # What the loop asks for -----------------------------------------------------------------------------------------
 
-    def step(self, batch: Batch, learning_rate: float) -> StepResult:  # noqa: D102
+    def step(self, batch: Batch, learning_rate: float) -> StepResult:
         check_batch(batch, self.spec.micro_batch)
         self.clock.start(batch.first_sample)
         set_learning_rate(self.engine.basic_optimizer, learning_rate)
@@ -102,7 +102,7 @@ class DeepSpeedEngine:
         norm = self._norm if self.whole_gradients else float(self.engine.get_global_grad_norm() or 0.0)
         return StepResult(mean * valid, valid, norm, not math.isfinite(norm))
 
-    def evaluate(self, batch: Batch) -> tuple[float, float]:  # noqa: D102
+    def evaluate(self, batch: Batch) -> tuple[float, float]:
         scaled, valid = self._scaled(batch)
         count = batch.inputs.shape[0] // self.spec.micro_batch
         if self.pipelined:
@@ -116,7 +116,7 @@ class DeepSpeedEngine:
                 total += float(self._loss_sum(self.engine(micro.inputs.to(self.device)), _labels(micro, self.device)))
         return self.mesh.sum_over_data(total), valid
 
-    def next_logits(self, tokens: Tensor, position: int) -> Tensor:  # noqa: D102
+    def next_logits(self, tokens: Tensor, position: int) -> Tensor:
         tokens = tokens.to(self.device)
         if not self.pipelined:
             self.engine.eval()
@@ -134,10 +134,10 @@ class DeepSpeedEngine:
         dist.broadcast(logits, src=source, group=self.mesh.pipeline_group)
         return logits
 
-    def named_parameters(self) -> NamedParameters:  # noqa: D102
+    def named_parameters(self) -> NamedParameters:
         return list(named_parameters(iter(self._blocks())))
 
-    def pieces(self, *, for_saving: bool, weights_only: bool = False) -> list[Piece]:  # noqa: D102
+    def pieces(self, *, for_saving: bool, weights_only: bool = False) -> list[Piece]:
         found: list[Piece] = []
         for index, (name, parameter) in enumerate(self.parameters):
             declared = declaration(parameter)
@@ -147,15 +147,15 @@ class DeepSpeedEngine:
                 found += parameter_pieces(name, declared, held.master, held.moments, held.start, weights_only)
         return found
 
-    def state(self) -> dict[str, float]:  # noqa: D102
+    def state(self) -> dict[str, float]:
         scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0) or 1.0)
         return {"applied_steps": applied_steps(self.engine.basic_optimizer), "loss_scale": scale}
 
-    def loaded(self, state: dict[str, float]) -> None:  # noqa: D102
+    def loaded(self, state: dict[str, float]) -> None:
         set_applied_steps(self.engine.basic_optimizer, state.get("applied_steps", 0.0))
         refresh_model(self.engine, self.zero)
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         with _quiet():
             self.engine.destroy()
 

@@ -66,7 +66,7 @@ class TorchEngine:
         self.scale = 2.0**spec.precision.initial_loss_scale_power if self.dtype == torch.float16 else 1.0
         self._good_steps = 0
 
-    def step(self, batch: Batch, learning_rate: float) -> StepResult:  # noqa: D102
+    def step(self, batch: Batch, learning_rate: float) -> StepResult:
         check_batch(batch, self.spec.micro_batch)
         self.model.train()
         self.clock.start(batch.first_sample)
@@ -90,7 +90,7 @@ class TorchEngine:
         self._adapt_scale(skipped)
         return StepResult(float(loss_sum), valid, norm, skipped)
 
-    def evaluate(self, batch: Batch) -> tuple[float, float]:  # noqa: D102
+    def evaluate(self, batch: Batch) -> tuple[float, float]:
         self.model.eval()
         total = 0.0
         with torch.no_grad():
@@ -98,15 +98,15 @@ class TorchEngine:
                 total += float(self._loss_sum(micro))
         return total, float(batch.weights.sum())
 
-    def next_logits(self, tokens: Tensor, position: int) -> Tensor:  # noqa: D102
+    def next_logits(self, tokens: Tensor, position: int) -> Tensor:
         self.model.eval()
         with torch.no_grad():
             return self.model(tokens.to(self.device))[position].float()
 
-    def named_parameters(self) -> NamedParameters:  # noqa: D102
+    def named_parameters(self) -> NamedParameters:
         return list(named_parameters(iter(self.model.blocks)))
 
-    def pieces(self, *, for_saving: bool, weights_only: bool = False) -> list[Piece]:  # noqa: D102
+    def pieces(self, *, for_saving: bool, weights_only: bool = False) -> list[Piece]:
         found: list[Piece] = []
         for name, parameter in self.parameters:
             master = self.masters[name]
@@ -114,20 +114,20 @@ class TorchEngine:
             found += parameter_pieces(name, declaration(parameter), master.detach().view(-1), state, 0, weights_only)
         return found
 
-    def state(self) -> dict[str, float]:  # noqa: D102
+    def state(self) -> dict[str, float]:
         return {
             "applied_steps": applied_steps(self.optimizer),
             "loss_scale": self.scale,
             "good_steps": float(self._good_steps),
         }
 
-    def loaded(self, state: dict[str, float]) -> None:  # noqa: D102
+    def loaded(self, state: dict[str, float]) -> None:
         set_applied_steps(self.optimizer, state.get("applied_steps", 0.0))
         if self.dtype == torch.float16 and state.get("loss_scale", 1.0) != 1.0:
             self.scale, self._good_steps = state["loss_scale"], int(state.get("good_steps", 0))
         self._write_model()
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
@@ -139,7 +139,7 @@ class TorchEngine:
     def _accumulate_in_float32(self) -> list:
         """Move each gradient into its master's float32 sum as soon as autograd has it."""
 
-        def hook_for(master: nn.Parameter):  # noqa: ANN202
+        def hook_for(master: nn.Parameter):
             def hook(parameter: Tensor) -> None:
                 assert parameter.grad is not None
                 gradient = parameter.grad.float()

@@ -21,7 +21,7 @@ def test_bijection_is_a_function_of_single_positions():
     whole = bijection(np.arange(1000))
     assert [int(bijection(np.array([i]))[0]) for i in (0, 1, 500, 999)] == whole[[0, 1, 500, 999]].tolist()
     huge = Bijection(10**15, 7)(np.arange(1000))
-    assert len(set(huge.tolist())) == 1000 and 0 <= huge.min() and huge.max() < 10**15
+    assert len(set(huge.tolist())) == 1000 and huge.min() >= 0 and huge.max() < 10**15
 
 
 def test_bijection_scatters():

@@ -1,0 +1,41 @@
+# Everything a person does here. Only Python 3.11 or 3.12 and a C compiler are expected on the machine.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+ARGS ?=
+
+.PHONY: setup train train-3d test test-all check bench golden clean
+
+setup: $(STAMP)
+
+# torch first and exactly: the CPU build is taken where pip is told of one, and nothing after it may replace it.
+# DS_BUILD_OPS=0: DeepSpeed compiles what it needs at first use instead of everything now.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy setuptools wheel
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+train: setup
+	$(BIN)/triaxis train experiment=tiny $(ARGS)
+
+train-3d: setup
+	$(BIN)/triaxis train experiment=tiny_3d $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/triaxis bench train $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,185 @@
+"""The `triaxis` command: one function a subcommand, light imports until one is chosen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher.help import COMMANDS, completions, overview
+
+Command = Callable[[list[str]], int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the console command; users' errors become one message and exit code 1."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = (
+        " ".join(arguments[:2])
+        if arguments and arguments[0] in ("data", "checkpoint", "bench")
+        else "".join(arguments[:1])
+    )
+    rest = arguments[len(name.split()) :]
+    if name in ("", "-h", "--help", "help"):
+        print(overview())
+        return 0
+    if name not in HANDLERS:
+        return _fail(f"{name}: no such command; choose one of {', '.join(HANDLERS)}")
+    try:
+        return HANDLERS[name](rest)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        return _fail(str(error))
+
+
+def _is_users(error: Exception) -> bool:
+    names = {"RecipeError", "ModelError", "ParallelError", "DataError", "CheckpointError", "ReportError", "WorkerError"}
+    return any(kind.__name__ in names for kind in type(error).__mro__)
+
+
+def _fail(message: str) -> int:
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    console.print("[bold red]triaxis:[/]", end=" ")
+    console.print(message, markup=False)
+    return 1
+
+
+def _train(arguments: list[str]) -> int:
+    from launcher.submit import train_command
+
+    return train_command(arguments)
+
+
+def _data_build(arguments: list[str]) -> int:
+    from launcher.submit import build_corpus, config_dir_of, report_corpus
+
+    overrides, config_dir = config_dir_of(arguments)
+    if "--help" in arguments:
+        print(COMMANDS["data build"])
+        return 0
+    from launcher.compose import build_recipe, compose_tree
+
+    return report_corpus(build_corpus(build_recipe(compose_tree(overrides, config_dir))))
+
+
+def _data_inspect(arguments: list[str]) -> int:
+    from data.inspect import describe
+
+    print(describe(_path(arguments, "data inspect", "corpora/stdlib")))
+    return 0
+
+
+def _data_verify(arguments: list[str]) -> int:
+    from data.stream import Stream
+
+    path = _path(arguments, "data verify", "corpora/stdlib")
+    for split in ("train", "validation"):
+        stream = Stream(path, split, 0, ordered=True)
+        stream.verify()
+        print(f"{path}: {split} is whole, {stream.tokens_per_epoch:,} tokens")
+    return 0
+
+
+def _sample(arguments: list[str]) -> int:
+    from launcher.generate import sample_command
+
+    return sample_command(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from launcher.report import write_report
+
+    out = None
+    if "--out" in arguments:
+        at = arguments.index("--out")
+        out, arguments = Path(arguments[at + 1]), arguments[:at] + arguments[at + 2 :]
+    if not arguments:
+        return _fail("report: name at least one run directory, such as runs/tiny")
+    for path in write_report([Path(argument) for argument in arguments], out):
+        print(path)
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    from launcher.compare import compare_command
+
+    return compare_command(arguments)
+
+
+def _plan(arguments: list[str]) -> int:
+    from launcher.plan.show import plan_command
+
+    return plan_command(arguments)
+
+
+def _bench_train(arguments: list[str]) -> int:
+    from launcher.bench.train import main as bench
+
+    return bench(arguments)
+
+
+def _checkpoint_list(arguments: list[str]) -> int:
+    from parallel.checkpoint.inspect import list_text
+
+    print(list_text(_path(arguments, "checkpoint list", "runs/tiny")))
+    return 0
+
+
+def _checkpoint_verify(arguments: list[str]) -> int:
+    from parallel.checkpoint.inspect import verify_text
+
+    text, whole = verify_text(_path(arguments, "checkpoint verify", "runs/tiny"))
+    print(text)
+    return 0 if whole else 1
+
+
+def _checkpoint_inspect(arguments: list[str]) -> int:
+    from parallel.checkpoint.inspect import inspect_text
+
+    print(inspect_text(_path(arguments, "checkpoint inspect", "runs/tiny")))
+    return 0
+
+
+def _complete(arguments: list[str]) -> int:
+    print("\n".join(completions(" ".join(arguments))))
+    return 0
+
+
+def _completion(arguments: list[str]) -> int:
+    from launcher.help import BASH_COMPLETION
+
+    print(BASH_COMPLETION)
+    return 0
+
+
+def _path(arguments: list[str], command: str, example: str) -> Path:
+    from launcher.config import RecipeError
+
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise RecipeError(f"{command}: takes one path, such as {example}")
+    return Path(arguments[0])
+
+
+HANDLERS: dict[str, Command] = {
+    "train": _train,
+    "plan": _plan,
+    "sample": _sample,
+    "report": _report,
+    "compare": _compare,
+    "data build": _data_build,
+    "data inspect": _data_inspect,
+    "data verify": _data_verify,
+    "checkpoint list": _checkpoint_list,
+    "checkpoint verify": _checkpoint_verify,
+    "checkpoint inspect": _checkpoint_inspect,
+    "bench train": _bench_train,
+    "completion": _completion,
+    "complete": _complete,
+}

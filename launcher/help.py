@@ -1,0 +1,95 @@
+"""What `--help` shows, made from the recipes and from the documentation of every field; and tab completion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+COMMANDS = {
+    "train": "train a recipe, or go on with it            triaxis train experiment=tiny",
+    "plan": "parameters, mesh and memory, without a run  triaxis plan experiment=mtnlg_530b",
+    "sample": "continue a text from a checkpoint           triaxis sample runs/tiny 'def '",
+    "report": "curves of one run or several, HTML and PNG  triaxis report runs/tiny [runs/other …]",
+    "compare": "loss curves of two runs or files, step by step  triaxis compare runs/tiny tests/golden/tiny.jsonl",
+    "data build": "text to tokenizer to shards                 triaxis data build corpus=stdlib",
+    "data inspect": "what is in a corpus                         triaxis data inspect corpora/stdlib",
+    "data verify": "check every byte of a corpus                triaxis data verify corpora/stdlib",
+    "checkpoint list": "checkpoints of a run                        triaxis checkpoint list runs/tiny",
+    "checkpoint verify": "check every byte of a run's checkpoints     triaxis checkpoint verify runs/tiny",
+    "checkpoint inspect": "tensors and state of the newest one         triaxis checkpoint inspect runs/tiny",
+    "bench train": "Triaxis against a bare loop and a Trainer   triaxis bench train",
+    "completion": 'tab completion                              eval "$(triaxis completion bash)"',
+}
+
+BASH_COMPLETION = """_triaxis() {
+    local IFS=$'\\n'
+    COMPREPLY=($(triaxis complete "${COMP_LINE:0:$COMP_POINT}" 2>/dev/null))
+    [[ ${COMPREPLY[0]} == *= || ${COMPREPLY[0]} == */ ]] && compopt -o nospace
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=/}
+complete -F _triaxis triaxis"""
+
+HYDRA_FLAGS = """Flags
+  --help             this text
+  --config-dir DIR   recipes of your own, laid out like recipes/, found before these
+  --cfg job          print the composed recipe instead of training (Hydra's; also --resolve, --package, --info)
+  --multirun, -m     one run for each combination: optimizer.learning_rate=1e-3,2e-3 seed=1,2"""
+
+
+def overview() -> str:
+    """All commands, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "triaxis: pretraining on three axes, from a laptop to a cluster\n\n" + "\n".join(lines)
+
+
+def train_help() -> str:
+    """Groups, flags and every option with its default and meaning."""
+    from launcher.compose import groups
+    from launcher.schema import fields_of
+
+    lines = ["triaxis train [group=recipe …] [option=value …] [flags]", "", HYDRA_FLAGS, "", "Groups"]
+    for group, names in groups().items():
+        lines.append(f"  {group + '=':12} {_wrap(' | '.join(names), 15)}")
+    lines += ["", "Options, with the defaults that recipes start from"]
+    section = None
+    for path, default, text in fields_of():
+        head = path.rsplit(".", 1)[0] if "." in path else ""
+        if head != section:
+            lines.append("")
+            section = head
+        lines.append(f"  {path}={_shown(default)}")
+        lines.append(f"      {_wrap(text, 6)}")
+    return "\n".join(lines)
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return "[" + ",".join(str(entry) for entry in default) + "]"
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _wrap(text: str, indent: int, width: int = 116) -> str:
+    import textwrap
+
+    return f"\n{' ' * indent}".join(textwrap.wrap(text, width - indent))
+
+
+def completions(line: str) -> list[str]:
+    """What could follow on a command line: subcommands, paths of runs, groups with their recipes, options."""
+    from launcher.compose import groups
+    from launcher.schema import fields_of
+
+    words = line.split(" ")[1:]
+    word, before = (words[-1], words[:-1]) if words else ("", [])
+    if len(before) == 0:
+        return sorted({name.split()[0] for name in COMMANDS if name.startswith(word)})
+    if before == [before[0]] and before[0] in ("data", "checkpoint", "bench"):
+        return [name.split()[1] for name in COMMANDS if name.startswith(f"{before[0]} {word}")]
+    if before[0] in ("sample", "report", "compare", "checkpoint"):
+        return [str(path) for path in sorted(Path("runs").glob("*")) if str(path).startswith(word)]
+    known = groups()
+    if "=" in word:
+        group, _, begun = word.partition("=")
+        return [f"{group}={name}" for name in known.get(group, []) if name.startswith(begun)]
+    options = [f"{group}=" for group in known] + [f"{path}=" for path, _, _ in fields_of()]
+    return [option for option in options if option.startswith(word)]

@@ -1,0 +1,208 @@
+"""`triaxis train` on this machine: compose, build what is missing, refuse what cannot be, start ranks, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from data.build import build
+from data.manifest import Manifest
+from launcher.check import check_corpus, check_directory, check_layout, check_same_run, phases_of
+from launcher.compose import (
+    ENTRY,
+    RECIPES,
+    build_recipe,
+    check_overrides,
+    compose_tree,
+    load_recipe,
+    plain,
+    register_base,
+    save_recipe,
+)
+from launcher.config import Recipe, RecipeError
+from launcher.help import train_help
+from launcher.machine import choose_device, gpu_count, threads_for
+from launcher.plan.choose import choose_layout
+from launcher.workers import INTERRUPTED, run_workers
+from parallel.check import check_engine, choose_engine, resolve_world
+
+console = Console(highlight=False)
+HYDRA_ONLY = (
+    "--cfg",
+    "-c",
+    "--multirun",
+    "-m",
+    "--info",
+    "--hydra-help",
+    "--shell-completion",
+    "-sc",
+    "--resolve",
+    "--package",
+)
+
+
+def train_command(arguments: list[str]) -> int:
+    """`triaxis train …`: help is ours, Hydra's own flags go to Hydra, everything else is one run."""
+    if "--help" in arguments or "-h" in arguments:
+        print(train_help())
+        return 0
+    overrides, config_dir = config_dir_of(arguments)
+    if any(argument.split("=")[0] in HYDRA_ONLY for argument in overrides):
+        return _through_hydra(overrides, config_dir)
+    return train_recipe(build_recipe(compose_tree(overrides, config_dir)))
+
+
+def config_dir_of(arguments: list[str]) -> tuple[list[str], str | None]:
+    """Split off `--config-dir DIR`."""
+    if "--config-dir" not in arguments:
+        return list(arguments), None
+    at = arguments.index("--config-dir")
+    if at + 1 == len(arguments) or not Path(arguments[at + 1]).is_dir():
+        raise RecipeError("--config-dir: needs a directory laid out like recipes/")
+    return arguments[:at] + arguments[at + 2 :], arguments[at + 1]
+
+
+def _through_hydra(arguments: list[str], config_dir: str | None) -> int:
+    """Hydra's command line: --cfg, --multirun and the like."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    flags = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--shell-completion", "-sc"}
+    values = {i + 1 for i, argument in enumerate(arguments) if argument in flags}
+    singles = [a for i, a in enumerate(arguments) if not a.startswith("-") and i not in values]
+    if not any(argument in ("-m", "--multirun") for argument in arguments):
+        check_overrides(singles, config_dir)
+    register_base()
+    codes: list[int] = []
+
+    def job(config: Any) -> None:
+        recipe = build_recipe(plain(config))
+        node = HydraConfig.get()
+        if node.mode == RunMode.MULTIRUN and "run.name" not in node.job.override_dirname:
+            recipe = replace(recipe, run=replace(recipe.run, name=f"{recipe.run.name}_{node.job.num}"))
+        codes.append(train_recipe(recipe))
+
+    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    sys.argv = ["triaxis train", *arguments, *extra]
+    hydra.main(version_base="1.3", config_path=str(RECIPES), config_name=ENTRY)(job)()
+    return max(codes, default=0)
+
+
+def train_recipe(recipe: Recipe) -> int:
+    """Train one composed recipe with ranks on this machine; returns the exit code."""
+    build_corpus(recipe)
+    recipe = check_corpus(recipe)
+    directory = check_directory(recipe)
+    frozen = directory / "config.yaml"
+    device = choose_device(recipe.cluster)
+    recipe = _check_resume(recipe, directory, frozen)
+    recipe, world_size = _world(recipe, device, frozen)
+    check_layout(recipe, world_size)
+    for phase in phases_of(recipe):
+        engine, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
+        check_engine(engine, phase.precision, device, world_size)
+    save_recipe(recipe, frozen)
+    code = run_workers(directory, frozen, world_size, threads_for(recipe.cluster, world_size), device)
+    return _afterwards(recipe, directory, code)
+
+
+def _check_resume(recipe: Recipe, directory: Path, frozen: Path) -> Recipe:
+    """Where the directory holds a run with checkpoints: refuse another model, tell of other differences."""
+    if not frozen.exists() or not any((directory / "checkpoints").glob("step_*")):
+        return recipe
+    saved = yaml.safe_load(frozen.read_text())
+    ignored = ("parallel.data",) if recipe.cluster.layout == "fastest" else ()
+    for difference in check_same_run(recipe, saved, str(directory)):
+        if not difference.startswith(ignored):
+            console.print(f"changed since the last attempt: {difference}", markup=False)
+    return recipe
+
+
+def _world(recipe: Recipe, device: str, frozen: Path) -> tuple[Recipe, int]:
+    """Number of processes: as `parallel` says, by what the machine has, or by measuring."""
+    parallel = recipe.parallel
+    if recipe.cluster.layout == "fastest" and not parallel.data:
+        if frozen.exists() and any((frozen.parent / "checkpoints").glob("step_*")):
+            chosen = load_recipe(frozen).parallel.data  # measured by the first attempt
+            return replace(recipe, parallel=replace(parallel, data=chosen)), chosen * parallel.model_parallel
+        return choose_layout(recipe, device, lambda text: console.print(text, markup=False))
+    if parallel.data:
+        return recipe, parallel.data * parallel.model_parallel
+    count = max(gpu_count() if device == "cuda" else 1, parallel.model_parallel)
+    if count % parallel.model_parallel:
+        raise RecipeError(
+            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}: does not divide the {count} GPUs "
+            "of this machine; set parallel.data, or other degrees"
+        )
+    return replace(recipe, parallel=replace(parallel, data=count // parallel.model_parallel)), count
+
+
+def build_corpus(recipe: Recipe) -> Manifest:
+    """Build the corpus of a recipe where its directory is data.path and holds none; else open what is there."""
+    if Path(recipe.data.path) != Path(recipe.corpus.directory):
+        return Manifest.load(Path(recipe.data.path))
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("corpus  {task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(recipe.corpus.name, total=None)
+        return build(
+            recipe.corpus,
+            recipe.tokenizer,
+            lambda done, total, note: bar.update(task, completed=done, total=total, description=note),
+        )
+
+
+def report_corpus(manifest: Manifest) -> int:
+    """Say what a build made."""
+    train, held = manifest.splits["train"], manifest.splits["validation"]
+    console.print(
+        f"corpus  {manifest.name}: {train.tokens:,} training tokens, {held.tokens:,} held out, vocabulary "
+        f"{manifest.vocab_size:,} ({manifest.tokenizer_kind})"
+    )
+    if manifest.baselines:
+        console.print(
+            f"baselines  unigram {manifest.baselines.unigram:.3f}, bigram {manifest.baselines.bigram:.3f} nats/token"
+        )
+    return 0
+
+
+def _afterwards(recipe: Recipe, directory: Path, code: int) -> int:
+    """After the ranks: the report, and a verdict."""
+    from launcher.report import ReportError, write_report
+
+    try:
+        html, picture = write_report([directory])
+        console.print(f"report  {html}  {picture}")
+    except ReportError as error:
+        console.print(f"report  none: {error}", markup=False)
+    if code == INTERRUPTED:
+        console.print("interrupted; state is saved, the same command goes on from here")
+        return code
+    _verdict(directory)
+    return code
+
+
+def _verdict(directory: Path) -> None:
+    """Validation loss beside the baselines."""
+    try:
+        summary = json.loads((directory / "summary.json").read_text())
+    except (OSError, ValueError):
+        return
+    nats, bits, base = summary["validation_loss"], summary["bits_per_byte"], summary.get("baselines", {})
+    console.print(f"validation loss  {nats:.4f} nats/token   {bits:.4f} bits/byte")
+    for name, value in base.items():
+        word = "below" if nats < value else "ABOVE"
+        console.print(f"  {word} the {name} baseline of {value:.4f} by {abs(value - nats):.4f}")
