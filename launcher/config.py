@@ -7,6 +7,7 @@ documented by the string under it, which `triaxis train --help` prints.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data.config import CorpusConfig, DataConfig, TokenizerConfig
 from models.config import OBJECTIVE_NAMES, ModelConfig
@@ -210,7 +211,7 @@ class CheckpointConfig:
 class TrackerConfig:
     """Where metrics go besides metrics.jsonl."""
 
-    wandb: str = "auto"
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """online, offline, off, or auto: online if an account is configured, else offline."""
     project: str = "triaxis"
     """wandb project."""

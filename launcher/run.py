@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,9 +26,12 @@ from launcher.check import check_same_run, flatten, phases_of
 from launcher.config import Recipe, RecipeError, RunConfig
 from launcher.machine import environment, peak_flops
 from launcher.optim.schedule import Schedule
+from launcher.plan.memory import estimate
 from launcher.schema import to_plain
 from launcher.workers import StopRequest
 from models.config import count_parameters
+from models.parameters import declaration
+from parallel.check import choose_engine
 from parallel.checkpoint.errors import CheckpointCorrupt, CheckpointError
 from parallel.checkpoint.reader import load, read_state
 from parallel.checkpoint.store import Retention, Store, resolve
@@ -86,6 +90,7 @@ class Run:
             self.counters = replace(self.counters, phase=index, phase_tokens=0)
         state = self._fill(engine)
         streams = dict(state.get("streams", {}))
+        self.event("plan", self._plan(phase, engine))
         self._streams = streams
         self._stream_key = stream.fingerprint
         self.counters = replace(self.counters, stream_tokens=int(streams.get(stream.fingerprint, 0)))
@@ -173,6 +178,28 @@ class Run:
         self.counters = Counters()
         self._find_state()
 
+    def _plan(self, phase: Recipe, engine: Engine) -> str:
+        """The layout, what the fullest rank holds, and the budget, for people."""
+        held = sum(declaration(parameter).local_numel for _, parameter in engine.named_parameters())
+        most = int(self.mesh.largest(held))
+        config, _ = choose_engine(self.mesh.config, self.mesh.world_size)
+        precision = resolve_precision(phase.precision, self.mesh.device).name
+        memory = estimate(most, phase.model, config, precision, phase.train.micro_batch, phase.train.sequence_length)
+        train = phase.train
+        return "\n".join(
+            (
+                self.mesh.table(),
+                f"engine {config.engine}, ZeRO {config.zero_stage}, {precision}"
+                if config.engine == "deepspeed"
+                else f"engine {config.engine}, {precision}",
+                f"parameters {count_parameters(phase.model):,}, at most {most:,} on a rank",
+                memory.line(),
+                f"a step has {train.batch_tokens:,} tokens in {train.batch_sequences // train.micro_batch} micro-batches of "
+                f"{train.micro_batch} sequences of {train.sequence_length}; budget {self.total_tokens:,} tokens, "
+                f"{self.total_steps:,} steps",
+            )
+        )
+
     # Telling --------------------------------------------------------------------------------------------------------
 
     def tell(self, hook: str, *arguments: Any) -> None:
@@ -195,7 +222,9 @@ class Run:
         config = self.recipe.tracker
         if self.mesh.rank != 0:
             return
-        self.callbacks = [MetricsFile(), Progress(every_steps=config.every_steps)]
+        self.callbacks = [MetricsFile()]
+        if "TRIAXIS_QUIET" not in os.environ:  # set for trials of layouts
+            self.callbacks.append(Progress(every_steps=config.every_steps))
         if config.wandb != "off":
             self.callbacks.append(WandbTracker(config.wandb, config.project, config.entity or None))
         if config.tensorboard:

@@ -55,6 +55,8 @@ def _value(kind: Any, value: Any, path: str) -> Any:
         return tuple(_value(item, entry, f"{path}[{index}]") for index, entry in enumerate(value))
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _value(typing.get_args(kind)[0], value, path)
+    if origin is typing.Literal:
+        return _scalar(str, value, path)
     if kind is dict or origin is dict:
         return dict(value)
     return _scalar(kind, value, path)
@@ -109,14 +111,11 @@ def documentation_of(kind: type) -> dict[str, str]:
     assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):
-        named = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        text = (
-            following.value.value
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            else None
-        )
-        if named and isinstance(text, str):
-            found[statement.target.id] = " ".join(text.split())  # type: ignore[union-attr]
+        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+            continue
+        constant = following.value if isinstance(following, ast.Expr) else None
+        if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
+            found[statement.target.id] = " ".join(constant.value.split())
     return found
 
 

@@ -6,6 +6,7 @@ none of them needs to know which layer a parameter came from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,6 +47,11 @@ class Declaration:
         if self.dim is None:
             return self.shape
         return tuple(extent // self.degree if d == self.dim else extent for d, extent in enumerate(self.shape))
+
+    @property
+    def local_numel(self) -> int:
+        """Elements of the parameter on this rank."""
+        return math.prod(self.local_shape)
 
 
 def declare(

@@ -1,4 +1,4 @@
-"""Which layouts a world, a model and an engine allow. Imports no torch, so that the launcher can refuse before it starts anything."""
+"""Which layouts a world, a model and an engine allow, without torch, so that the launcher refuses before it starts."""
 
 from __future__ import annotations
 

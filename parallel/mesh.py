@@ -75,13 +75,17 @@ class Mesh:
         dist.all_reduce(tensor, group=self.data_group)
         return float(tensor.item())
 
+    def largest(self, value: float) -> float:
+        """Largest of one number over all ranks."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor.item())
+
     def any_rank(self, flag: bool) -> bool:
         """Whether any rank of the world says yes."""
-        if self.world_size == 1:
-            return flag
-        tensor = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return bool(tensor.item() > 0)
+        return self.largest(float(flag)) > 0
 
     def barrier(self) -> None:
         """Wait for every rank."""

@@ -234,8 +234,7 @@ class DeepSpeedEngine:
 
     def _owned_once(self) -> NamedParameters:
         """Parameters without a second name for the same tensor."""
-        seen: set[int] = set()
-        return [(n, p) for n, p in self.parameters if not (id(p) in seen or seen.add(id(p)))]
+        return list({id(parameter): (name, parameter) for name, parameter in reversed(self.parameters)}.values())[::-1]
 
     def _saves(self, index: int, parameter: Tensor, cut: bool) -> bool:
         """Whether this rank writes its pieces of a parameter: one rank of the tensor axis for whole ones, the first stage
