@@ -166,10 +166,8 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            if isinstance(block, HeadBlock) and self.tied:
-                x = block(x, self._embedding().token.weight)
-            else:
-                x = block(x)
+            tied = self.tied and isinstance(block, HeadBlock)
+            x = block(x, self._embedding().token.weight) if tied else block(x)
         return x
 
     def _embedding(self) -> EmbeddingBlock:

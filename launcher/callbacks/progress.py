@@ -124,7 +124,10 @@ class Progress(Callback):
             )
 
     def on_event(self, step: int, kind: str, message: str) -> None:
-        """Print one line."""
+        """Print one line; a plan is a table and stands alone."""
+        if kind == "plan":
+            self._say(message)
+            return
         self._say(f"{self._at(step)}  {kind}: {message}", _EVENT_STYLES.get(kind, "dim"))
 
     def on_end(self, outcome: str) -> None:

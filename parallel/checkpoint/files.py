@@ -33,10 +33,12 @@ _SAFETENSORS = {
 
 
 def data_name(rank: int) -> str:
+    """File of a rank's tensors."""
     return f"rank_{rank:05d}.safetensors"
 
 
 def index_name(rank: int) -> str:
+    """File that says what a rank's tensors are."""
     return f"rank_{rank:05d}.json"
 
 
@@ -46,10 +48,12 @@ def failed_name(rank: int) -> str:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as text, without `torch.`."""
     return str(dtype).removeprefix("torch.")
 
 
 def dtype_of(name: str) -> torch.dtype:
+    """The dtype of such a text; ValueError for others."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"dtype {name} is not known to torch {torch.__version__}; load it with a newer torch")

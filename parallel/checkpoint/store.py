@@ -35,6 +35,7 @@ _TEMPORARY = re.compile(r"(step_(\d{9,}))\.tmp-((\d+)-[0-9a-f]+)-\d+")
 
 
 def step_name(step: int) -> str:
+    """Directory name of a step's checkpoint."""
     return f"step_{step:09d}"
 
 
