@@ -6,13 +6,11 @@ import math
 import time
 from dataclasses import replace
 
-import torch
-
 from launcher.batches import TrainBatches, validation_batches
 from launcher.callbacks.base import StepRecord, ValidationRecord
 from launcher.config import Recipe
 from launcher.optim.schedule import Schedule
-from launcher.run import Run, TrainingError
+from launcher.run import Run, TrainingError, passed
 from launcher.sampling import sample_text
 from models.config import flops_per_token
 from parallel.engines.base import Engine, StepResult
@@ -20,8 +18,8 @@ from parallel.engines.base import Engine, StepResult
 
 def fit(run: Run, phase: Recipe, engine: Engine, batches: TrainBatches) -> bool:
     """Train one phase to its end; returns True where it was interrupted (state is saved then)."""
-    schedule, start = run.schedule(phase), run.counters.step
-    for index in range(run.steps_left(phase)):
+    schedule, steps = run.budget.schedule(run.counters.phase), run.budget.steps_left(run.counters)
+    for index in range(steps):
         began = time.perf_counter()
         batch, batch_hash = batches.get(index)
         waited = time.perf_counter() - began
@@ -31,13 +29,13 @@ def fit(run: Run, phase: Recipe, engine: Engine, batches: TrainBatches) -> bool:
         _count(run, phase, result)
         run.tell("on_step", _record(run, phase, result, rate, seconds, waited, batch_hash))
         _refuse_endless_skipping(run, phase, result)
-        stop, save = run.agree(phase, engine)
+        stop, save = run.agree(phase)
         if save or stop:
             run.save(engine)
         if stop:
-            run.interrupted(engine)
+            run.interrupted()
             return True
-        _look(run, phase, engine, last=index == run.steps_left(phase, start) - 1)
+        _look(run, phase, engine, last=index == steps - 1)
     return False
 
 
@@ -64,7 +62,7 @@ def validate(run: Run, phase: Recipe, engine: Engine) -> ValidationRecord:
         total, tokens = total + loss, tokens + valid
     nats = total / tokens
     bits = nats / math.log(2) / run.validation_stream.bytes_per_token
-    record = ValidationRecord(run.counters.step, run.phase_name(phase), run.counters.tokens, nats, bits)
+    record = ValidationRecord(run.counters.step, run.phase_name, run.counters.tokens, nats, bits)
     run.tell("on_validation", record)
     return record
 
@@ -109,7 +107,7 @@ def _record(
     used = speed * flops_per_token(phase.model, phase.train.sequence_length) / peak if peak else None
     return StepRecord(
         step=run.counters.step,
-        phase=run.phase_name(phase),
+        phase=run.phase_name,
         tokens=run.counters.tokens,
         loss=result.loss,
         grad_norm=result.grad_norm,
@@ -139,14 +137,7 @@ def _look(run: Run, phase: Recipe, engine: Engine, *, last: bool) -> None:
     train = phase.train
     if last:
         return
-    if _passed(run.counters.tokens, train.batch_tokens, train.validate_every_tokens):
+    if passed(run.counters.tokens, train.batch_tokens, train.validate_every_tokens):
         validate(run, phase, engine)
-    if _passed(run.counters.tokens, train.batch_tokens, train.sample_every_tokens):
+    if passed(run.counters.tokens, train.batch_tokens, train.sample_every_tokens):
         sample(run, phase, engine)
-    if run.mesh.device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _passed(tokens: int, batch: int, every: int) -> bool:
-    """Whether the last batch went past a multiple of `every` tokens."""
-    return every > 0 and tokens // every > (tokens - batch) // every

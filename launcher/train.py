@@ -18,7 +18,7 @@ from launcher.batches import TrainBatches
 from launcher.check import check_corpus, check_directory, check_layout, phases_of
 from launcher.compose import build_recipe, compose_tree, load_recipe, save_recipe
 from launcher.config import Recipe, RecipeError
-from launcher.loop import finish, fit
+from launcher.loop import finish, fit, validate
 from launcher.machine import choose_device, threads_for
 from launcher.optim.build import optimizer_factory
 from launcher.run import Run
@@ -49,29 +49,28 @@ def main(arguments: list[str]) -> int:
 
 def train(recipe: Recipe, run: Run, device: torch.device) -> int:
     """Every phase that is left: mesh → engine → load or initialise → stream → loop."""
-    for index, phase in enumerate(phases_of(recipe)):
-        if index < run.counters.phase:
-            continue
+    while True:
+        index = run.counters.phase
+        phase = run.budget.phases[index]
         mesh = Mesh(phase.parallel, device)
-        run.join(mesh, phase)
-        if index < run.counters.phase:  # known only now, from the checkpoint
+        if not run.join(mesh, phase):  # the checkpoint says that this phase is done
             mesh.close()
             continue
         engine = build_engine(engine_spec(phase, mesh), mesh)
         stream = Stream(phase.data.path, "train", recipe.seed, span_tokens=phase.data.span_tokens)
-        run.begin_phase(index, phase, engine, stream)
-        batches = TrainBatches(phase, mesh, stream, run.counters, run.steps_left(phase))
-        try:
-            interrupted = fit(run, phase, engine, batches)
-        finally:
-            batches.close()
-        last = index == len(phases_of(recipe)) - 1 or run.out_of_steps
-        if interrupted or last:
-            return INTERRUPTED if interrupted else finish(run, phase, engine)
-        run.end_phase(index, engine)
+        if run.begin_phase(phase, engine, stream):  # False: a corrupt checkpoint threw the run back into another phase
+            batches = TrainBatches(phase, mesh, stream, run.counters, run.budget.steps_left(run.counters))
+            try:
+                if fit(run, phase, engine, batches):
+                    return INTERRUPTED
+            finally:
+                batches.close()
+            if run.budget.spent(run.counters):
+                return finish(run, phase, engine)
+            validate(run, phase, engine)
+            run.end_phase(engine)
         engine.close()
         mesh.close()
-    return run.already_finished()
 
 
 def engine_spec(phase: Recipe, mesh: Mesh) -> EngineSpec:
