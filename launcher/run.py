@@ -253,4 +253,4 @@ def passed(tokens: int, batch: int, every: int) -> bool:
 def describe_phase(phase: Recipe) -> str:
     """A phase in a few words."""
     train = phase.train
-    return f"sequences of {train.sequence_length}, batches of {train.batch_tokens} tokens, {phase.precision.name}"
+    return f"sequences of {train.sequence_length}, batches of {train.batch_tokens} tokens"
