@@ -132,6 +132,7 @@ def _world(recipe: Recipe, device: str, frozen: Path) -> tuple[Recipe, int]:
         if frozen.exists() and any((frozen.parent / "checkpoints").glob("step_*")):
             chosen = load_recipe(frozen).parallel.data  # measured by the first attempt
             return replace(recipe, parallel=replace(parallel, data=chosen)), chosen * parallel.model_parallel
+        check_layout(replace(recipe, parallel=replace(parallel, data=1)), parallel.model_parallel)
         return choose_layout(recipe, device, lambda text: console.print(text, markup=False))
     if parallel.data:
         return recipe, parallel.data * parallel.model_parallel

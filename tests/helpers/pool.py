@@ -36,7 +36,9 @@ from pathlib import Path
 from typing import Any
 
 PRELOAD = ["torch.distributed", "megatron.core.tensor_parallel", "parallel.engines.deepspeed", "parallel.engines.torch"]
+ROOT = Path(__file__).resolve().parents[2]
 SERVER_ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     "DS_ACCELERATOR": "cpu",
     "OMP_NUM_THREADS": "1",
     "GLOO_SOCKET_IFNAME": "lo",
@@ -217,6 +219,7 @@ def _serve(connection: Connection, rank: int, size: int, directory: str) -> None
         world_size=size,
         timeout=datetime.timedelta(seconds=COLLECTIVE_SECONDS),
     )
+    gc.freeze()  # what the server imported is not garbage: collecting between jobs then costs nothing
     while True:
         try:
             module, name, arguments = pickle.loads(connection.recv_bytes())
