@@ -9,7 +9,7 @@ from pathlib import Path
 from data.manifest import Manifest
 from launcher.compose import phase_recipe
 from launcher.config import Recipe, RecipeError
-from parallel.check import check_model, resolve_world
+from parallel.check import check_engine, check_model, choose_engine, resolve_world
 
 
 def phases_of(recipe: Recipe) -> list[Recipe]:
@@ -46,6 +46,30 @@ def check_layout(recipe: Recipe, world_size: int) -> None:
         layout = resolve_world(phase.parallel, world_size)
         check_model(layout, phase.model, phase.train.sequence_length)
         check_batch(phase, layout.data)
+
+
+def check_recipe(recipe: Recipe, world_size: int, device: str) -> None:
+    """Everything that can be known before a process starts; the vocabulary must be filled in. device: cpu or cuda."""
+    check_layout(recipe, world_size)
+    for phase in phases_of(recipe):
+        engine, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
+        check_engine(engine, phase.precision, device, world_size)
+    check_budget(recipe)
+
+
+def check_budget(recipe: Recipe) -> None:
+    """Refuse a schedule longer than what it spans."""
+    phases = phases_of(recipe)
+    budgets = [phase.tokens for phase in recipe.phases] or [recipe.train.tokens]
+    for phase, budget in zip(phases, budgets, strict=True):
+        span = budget if phase.schedule.span == "phase" else sum(budgets)
+        used = phase.schedule.warmup_tokens + phase.schedule.decay_tokens
+        if used > span:
+            raise RecipeError(
+                f"schedule.warmup_tokens={phase.schedule.warmup_tokens}"
+                + (f" and schedule.decay_tokens={phase.schedule.decay_tokens}" if phase.schedule.decay_tokens else "")
+                + f": longer than the {span} tokens that the schedule spans; shorten it or raise train.tokens"
+            )
 
 
 def check_batch(recipe: Recipe, data: int) -> None:

@@ -146,6 +146,11 @@ class OptimizerConfig:
         for option in ("beta1", "beta2"):
             if not 0 <= getattr(self, option) < 1:
                 raise RecipeError(f"optimizer.{option}={getattr(self, option)}: must be at least 0 and below 1")
+        for option in ("beta2", "epsilon"):
+            if self.name == "sgd" and getattr(self, option) != getattr(OptimizerConfig, option):
+                raise RecipeError(
+                    f"optimizer.{option}={getattr(self, option)}: has no effect with optimizer.name=sgd; leave it out"
+                )
 
 
 @dataclass(frozen=True)

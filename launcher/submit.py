@@ -13,7 +13,7 @@ from rich.console import Console
 
 from data.build import build
 from data.manifest import Manifest
-from launcher.check import check_corpus, check_directory, check_layout, check_same_run, phases_of
+from launcher.check import check_corpus, check_directory, check_layout, check_recipe, check_same_run
 from launcher.compose import (
     ENTRY,
     RECIPES,
@@ -30,7 +30,6 @@ from launcher.help import train_help
 from launcher.machine import choose_device, gpu_count, threads_for
 from launcher.plan.choose import choose_layout
 from launcher.workers import INTERRUPTED, run_workers
-from parallel.check import check_engine, choose_engine, resolve_world
 
 console = Console(highlight=False)
 HYDRA_ONLY = (
@@ -104,10 +103,7 @@ def train_recipe(recipe: Recipe) -> int:
     device = choose_device(recipe.cluster)
     recipe = _check_resume(recipe, directory, frozen)
     recipe, world_size = _world(recipe, device, frozen)
-    check_layout(recipe, world_size)
-    for phase in phases_of(recipe):
-        engine, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
-        check_engine(engine, phase.precision, device, world_size)
+    check_recipe(recipe, world_size, device)
     save_recipe(recipe, frozen)
     code = run_workers(directory, frozen, world_size, threads_for(recipe.cluster, world_size), device)
     return _afterwards(recipe, directory, code)

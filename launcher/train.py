@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from data.stream import Stream
 from launcher.batches import TrainBatches
-from launcher.check import check_corpus, check_directory, check_layout, phases_of
+from launcher.check import check_corpus, check_directory, check_recipe
 from launcher.compose import build_recipe, compose_tree, load_recipe, save_recipe
 from launcher.config import Recipe, RecipeError
 from launcher.loop import finish, fit, validate
@@ -24,7 +24,7 @@ from launcher.optim.build import optimizer_factory
 from launcher.run import Run
 from launcher.schema import to_plain
 from launcher.workers import INTERRUPTED, StopRequest, die_with_parent, write_failure
-from parallel.check import check_engine, choose_engine, resolve_world
+from parallel.check import check_engine, choose_engine
 from parallel.engines.base import EngineSpec, resolve_precision
 from parallel.engines.select import build_engine
 from parallel.mesh import Mesh
@@ -118,10 +118,7 @@ def obtain_recipe(arguments: list[str]) -> tuple[Recipe, torch.device]:
 def compose_and_check(arguments: list[str], world_size: int) -> dict:
     """Compose, refuse what cannot be, write `config.yaml`; returns the resolved recipe as plain data."""
     recipe = check_corpus(build_recipe(compose_tree(arguments)))
-    check_layout(recipe, world_size)
-    for phase in phases_of(recipe):
-        config, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
-        check_engine(config, phase.precision, choose_device(recipe.cluster), world_size)
+    check_recipe(recipe, world_size, choose_device(recipe.cluster))
     save_recipe(recipe, check_directory(recipe) / "config.yaml")
     return to_plain(recipe)
 

@@ -85,3 +85,12 @@ class PrecisionConfig:
         """Refuse unknown precisions."""
         if self.name not in PRECISIONS:
             raise ParallelError(f"precision.name={self.name}: choose one of {', '.join(PRECISIONS)}")
+        for option in ("initial_loss_scale_power", "loss_scale_window"):
+            value = getattr(self, option)
+            if value < 1:
+                raise ParallelError(f"precision.{option}={value}: must be at least 1")
+            if self.name != "fp16" and value != getattr(PrecisionConfig, option):
+                raise ParallelError(
+                    f"precision.{option}={value}: has no effect with precision.name={self.name}; leave it out or set "
+                    "precision.name=fp16"
+                )

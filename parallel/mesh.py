@@ -37,6 +37,7 @@ class Mesh:
                 "nccl" if device.type == "cuda" else "gloo",
                 timeout=datetime.timedelta(seconds=config.timeout_seconds),
             )
+        self._groups_before = set(_all_groups())
         self.config = resolve_world(config, dist.get_world_size())
         self.device = device
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -93,8 +94,16 @@ class Mesh:
             dist.barrier()
 
     def close(self) -> None:
-        """Forget the groups of this layout; the world stays joined."""
+        """End every process group made since this mesh was, an engine's among them; the world stays joined.
+
+        Every rank must call it, after its engine was closed. Groups that were merely forgotten would keep their threads
+        and sockets: some 50 threads a layout, at every change of phase.
+        """
         parallel_state.destroy_model_parallel()
+        self.barrier()  # nobody may still be waiting for what another rank has sent over a group
+        for group in _all_groups():
+            if group not in self._groups_before:
+                dist.destroy_process_group(group)
 
     def table(self) -> str:
         """The layout as text: one line an axis, then one a rank (at most 16)."""
@@ -113,6 +122,11 @@ class Mesh:
         if self.world_size > 16:
             lines.append(f"… and {self.world_size - 16} more")
         return "\n".join(lines)
+
+
+def _all_groups() -> list[dist.ProcessGroup]:
+    """Every process group of this process; torch has no public list of them."""
+    return list(dist.distributed_c10d._world.pg_map)
 
 
 class MegatronUnit:

@@ -158,6 +158,8 @@ class DeepSpeedEngine:
     def close(self) -> None:
         with _quiet():
             self.engine.destroy()
+        # DeepSpeed keeps the last engine's mpu and a clone of the world in its module; the mesh ends those groups
+        deepspeed.utils.groups._release_process_group_references()
 
     # Building -------------------------------------------------------------------------------------------------------
 
