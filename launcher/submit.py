@@ -13,7 +13,7 @@ from rich.console import Console
 
 from data.build import build
 from data.manifest import Manifest
-from launcher.check import check_corpus, check_directory, check_layout, check_recipe, check_same_run
+from launcher.check import check_corpus, check_directory, check_recipe, check_same_run
 from launcher.compose import (
     ENTRY,
     RECIPES,
@@ -128,7 +128,7 @@ def _world(recipe: Recipe, device: str, frozen: Path) -> tuple[Recipe, int]:
         if frozen.exists() and any((frozen.parent / "checkpoints").glob("step_*")):
             chosen = load_recipe(frozen).parallel.data  # measured by the first attempt
             return replace(recipe, parallel=replace(parallel, data=chosen)), chosen * parallel.model_parallel
-        check_layout(replace(recipe, parallel=replace(parallel, data=1)), parallel.model_parallel)
+        check_recipe(replace(recipe, parallel=replace(parallel, data=1)), parallel.model_parallel, device)
         return choose_layout(recipe, device, lambda text: console.print(text, markup=False))
     if parallel.data:
         return recipe, parallel.data * parallel.model_parallel

@@ -10,29 +10,27 @@ import os
 import sys
 from pathlib import Path
 
+from launcher.workers import INTERRUPTED, StopRequest, write_failure
+
+STOP = StopRequest() if __name__ == "__main__" else None  # before the heavy imports: a signal then must not be lost
+
 import torch
-import torch.distributed as dist
 
 from data.stream import Stream
 from launcher.batches import TrainBatches
-from launcher.check import check_corpus, check_directory, check_recipe
-from launcher.compose import build_recipe, compose_tree, load_recipe, save_recipe
-from launcher.config import Recipe, RecipeError
+from launcher.config import Recipe
 from launcher.loop import finish, fit, validate
-from launcher.machine import choose_device, threads_for
 from launcher.optim.build import optimizer_factory
+from launcher.rank import is_users, obtain_recipe
 from launcher.run import Run
-from launcher.schema import to_plain
-from launcher.workers import INTERRUPTED, StopRequest, die_with_parent, write_failure
 from parallel.check import check_engine, choose_engine
 from parallel.engines.base import EngineSpec, resolve_precision
 from parallel.engines.select import build_engine
 from parallel.mesh import Mesh
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], stop: StopRequest) -> int:
     """Train one recipe on this rank; returns the exit code."""
-    stop = StopRequest()  # before anything slow: a signal during start-up must not be lost
     directory = Path("runs")
     try:
         recipe, device = obtain_recipe(arguments)
@@ -91,54 +89,5 @@ def engine_spec(phase: Recipe, mesh: Mesh) -> EngineSpec:
     )
 
 
-def obtain_recipe(arguments: list[str]) -> tuple[Recipe, torch.device]:
-    """The frozen recipe: read where a launcher wrote it; under torchrun or srun composed by rank 0 and handed round."""
-    if "TRIAXIS_RECIPE" in os.environ:
-        die_with_parent()
-        recipe = load_recipe(Path(os.environ["TRIAXIS_RECIPE"]))
-        return recipe, claim_device(recipe)
-    if "RANK" not in os.environ and "SLURM_PROCID" not in os.environ:
-        raise RecipeError("python -m launcher.train: is one rank; use `triaxis train`, torchrun or srun to start it")
-    for ours, slurms in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID")):
-        os.environ.setdefault(ours, os.environ.get(slurms, "0"))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    told: list = [None]
-    if dist.get_rank() == 0:
-        try:
-            told = [compose_and_check(arguments, dist.get_world_size())]
-        except ValueError as error:
-            told = [error]
-    dist.broadcast_object_list(told, src=0)
-    if isinstance(told[0], Exception):
-        raise told[0]
-    recipe = build_recipe(told[0])
-    return recipe, claim_device(recipe)
-
-
-def compose_and_check(arguments: list[str], world_size: int) -> dict:
-    """Compose, refuse what cannot be, write `config.yaml`; returns the resolved recipe as plain data."""
-    recipe = check_corpus(build_recipe(compose_tree(arguments)))
-    check_recipe(recipe, world_size, choose_device(recipe.cluster))
-    save_recipe(recipe, check_directory(recipe) / "config.yaml")
-    return to_plain(recipe)
-
-
-def claim_device(recipe: Recipe) -> torch.device:
-    """This rank's device, and its share of CPU threads."""
-    torch.set_num_threads(threads_for(recipe.cluster, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    if choose_device(recipe.cluster) == "cpu":
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
-
-
-def is_users(error: BaseException) -> bool:
-    """Whether a message is enough for an error: a mistake in a recipe, corpus or checkpoint, not in the code."""
-    return type(error).__name__ in ("RecipeError", "ModelError", "ParallelError", "DataError", "TrainingError") or any(
-        kind.__name__ == "CheckpointError" for kind in type(error).__mro__
-    )
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], STOP or StopRequest()))

@@ -1,0 +1,1 @@
+"""What Triaxis costs: the real step path against a loop written by hand and against `transformers.Trainer`."""
