@@ -146,7 +146,7 @@ class Run:
         most, train = int(self.mesh.largest(held)), phase.train
         config, _ = choose_engine(self.mesh.config, self.mesh.world_size)
         precision = resolve_precision(phase.precision, self.mesh.device).name
-        memory = estimate(most, phase.model, config, precision, train.micro_batch, train.sequence_length)
+        memory = estimate(most, phase, config, precision)
         zero = f", ZeRO {config.zero_stage}" if config.engine == "deepspeed" else ""
         return "\n".join(
             (

@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import ModelParallelConfig
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    VocabParallelEmbedding,
-    vocab_parallel_cross_entropy,
-)
-from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from torch import Tensor, nn
 
 from models.layers import Layers, Loss, PlainLayers
 from models.parameters import declare
 from models.random import Clock
+from parallel.megatron import (
+    ColumnParallelLinear,
+    ModelParallelConfig,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    copy_to_tensor_model_parallel_region,
+    linear_with_grad_accumulation_and_async_allreduce,
+    vocab_parallel_cross_entropy,
+)
 from parallel.mesh import Mesh
 
 

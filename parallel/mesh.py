@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from parallel.check import resolve_world
 from parallel.config import ParallelConfig
+from parallel.megatron import parallel_state
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launcher.config import Recipe
 from models.config import ModelConfig
 from parallel.config import ParallelConfig
 
@@ -34,28 +35,30 @@ def human(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def estimate(
-    held: int, model: ModelConfig, parallel: ParallelConfig, precision: str, micro_batch: int, sequence_length: int
-) -> Memory:
-    """Memory of a rank that holds `held` parameters before ZeRO cuts them.
+def estimate(held: int, recipe: Recipe, parallel: ParallelConfig, precision: str, stage: int = 0) -> Memory:
+    """Memory of a rank of pipeline stage `stage` that holds `held` parameters before ZeRO cuts them.
 
     Weights and gradients in the model's type (gradients summed in float32 where it is narrower); AdamW's two moments and,
     below float32, master weights in float32. Activations after Korthikanti et al. (arXiv 2205.05198), without the score
-    matrix that a fused attention core never stores.
+    matrix that a fused attention core never stores; 1F1B keeps one micro-batch for every stage from this one on.
+    parallel, precision: resolved, no `data=0` and no `auto`.
     """
+    model, train = recipe.model, recipe.train
     size = 4 if precision == "fp32" else 2
-    data, stage = parallel.data or 1, parallel.zero_stage
-    weights = held * size // (data if stage == 3 else 1)
-    gradients = held * 4 // (data if stage >= 2 else 1)
-    states = held * (8 if precision == "fp32" else 12) // (data if stage >= 1 else 1)
-    if parallel.offload_optimizer:
-        states = 0
+    data, zero = parallel.data, parallel.zero_stage
+    states = held * (8 if precision == "fp32" else 12) // (data if zero >= 1 else 1)
+    tokens = train.micro_batch * train.sequence_length
+    micro_batches = train.batch_sequences // (train.micro_batch * data)
+    in_flight = min(parallel.pipeline - stage, micro_batches)
     layers = -(-model.layers // parallel.pipeline)
-    token = activation_bytes_per_token(model, parallel, size)
-    in_flight = min(parallel.pipeline, 1 + parallel.pipeline)  # 1F1B keeps as many micro-batches as there are stages
-    logits = 8 * model.padded_vocab // parallel.tensor * sequence_length * micro_batch
-    activations = token * layers * sequence_length * micro_batch * in_flight + logits
-    return Memory(weights, gradients, states, activations)
+    last = stage == parallel.pipeline - 1
+    logits = 8 * model.padded_vocab // parallel.tensor * tokens if last else 0
+    return Memory(
+        weights=held * size // (data if zero == 3 else 1),
+        gradients=held * 4 // (data if zero >= 2 else 1),
+        optimizer=0 if parallel.offload_optimizer else states,
+        activations=activation_bytes_per_token(model, parallel, size) * layers * tokens * in_flight + logits,
+    )
 
 
 def activation_bytes_per_token(model: ModelConfig, parallel: ParallelConfig, size: int) -> int:

@@ -24,7 +24,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe import p2p
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from deepspeed.runtime.zero import parameter_offload
 
 from models.decoder import (
     Block,
@@ -158,8 +160,7 @@ class DeepSpeedEngine:
     def close(self) -> None:
         with _quiet():
             self.engine.destroy()
-        # DeepSpeed keeps the last engine's mpu and a clone of the world in its module; the mesh ends those groups
-        deepspeed.utils.groups._release_process_group_references()
+        _leave_deepspeed(self.module)
 
     # Building -------------------------------------------------------------------------------------------------------
 
@@ -356,6 +357,14 @@ def _join_deepspeed(device: torch.device) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, dist_init_required=False)
+
+
+def _leave_deepspeed(module: nn.Module) -> None:
+    """Take an engine out of DeepSpeed's globals: they would keep its whole memory (ZeRO 3 a module, from which all the
+    rest can be reached) and process groups that the mesh is about to end."""
+    parameter_offload.FWD_MODULE_STACK[:] = [kept for kept in parameter_offload.FWD_MODULE_STACK if kept is not module]
+    p2p._grid = None
+    deepspeed.utils.groups._release_process_group_references()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,109 @@
+"""`triaxis plan`: what a recipe would lay where, built rank by rank on paper and printed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data.manifest import Manifest
+from launcher.check import check_budget, check_layout, with_vocabulary
+from launcher.compose import build_recipe, compose_tree
+from launcher.config import Recipe, RecipeError
+from launcher.plan.memory import Memory, estimate, human
+from models.config import count_parameters, flops_per_token
+from parallel.check import resolve_world
+from parallel.config import ParallelConfig
+from parallel.paper import PaperRank, build_rank
+
+USAGE = "triaxis plan experiment=… [option=value …] [--world=N]"
+MOST_STAGES = 12  # rows of the table; more stages are shown from both ends
+
+
+def plan_command(arguments: list[str]) -> int:
+    """Compose, check, build one rank of every stage on paper, print."""
+    overrides = [argument for argument in arguments if not argument.startswith("--")]
+    recipe = _vocabulary(build_recipe(compose_tree(overrides)))
+    parallel = recipe.parallel
+    world = _world(arguments, parallel)
+    parallel = resolve_world(parallel, world)
+    recipe = replace(recipe, parallel=parallel)
+    check_layout(recipe, world)
+    check_budget(recipe)
+    precision = "fp32" if recipe.precision.name == "fp32" else "bf16"
+    console = Console(highlight=False)
+    console.print(_summary(recipe, parallel, world, precision), markup=False, soft_wrap=True)
+    console.print("a rank of each stage: blocks of the decoder, parameters held, and bytes")
+    console.print(_stages(recipe, parallel, world, precision))
+    return 0
+
+
+def _world(arguments: list[str], parallel: ParallelConfig) -> int:
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name == "--world" and value.isdigit():
+            return int(value)
+        if name.startswith("--"):
+            raise RecipeError(f"{argument}: not an option of `{USAGE}`")
+    return parallel.model_parallel * (parallel.data or 1)
+
+
+def _vocabulary(recipe: Recipe) -> Recipe:
+    """The recipe with a vocabulary: the model's own, the built corpus's, or what the tokenizer will be trained to."""
+    if recipe.model.vocab_size:
+        return recipe
+    try:
+        return with_vocabulary(recipe, Manifest.load(Path(recipe.data.path)).vocab_size)
+    except ValueError:
+        return with_vocabulary(recipe, recipe.tokenizer.vocab_size or 257)
+
+
+def _summary(recipe: Recipe, parallel: ParallelConfig, world: int, precision: str) -> str:
+    model, train = recipe.model, recipe.train
+    count = count_parameters(model)
+    micro = train.batch_sequences // (train.micro_batch * parallel.data)
+    bubble = (parallel.pipeline - 1) / (micro + parallel.pipeline - 1)
+    flops = flops_per_token(model, train.sequence_length)
+    return "\n".join(
+        (
+            f"{model.name}: {count:,} parameters, {flops / 1e9:,.2f} GFLOP a token, "
+            f"{flops * recipe.train.tokens:.3g} FLOP for {train.tokens:,} tokens",
+            f"mesh  tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data} = {world} processes, "
+            f"ZeRO {parallel.zero_stage}, {precision}, recompute {parallel.recompute}"
+            + (", sequence parallel" if parallel.sequence_parallel else ""),
+            f"batch  {train.batch_tokens:,} tokens: {micro} micro-batches of {train.micro_batch} sequences of "
+            f"{train.sequence_length} on each data rank; {train.tokens // train.batch_tokens:,} steps",
+            f"bubble  {100 * bubble:.1f} % of a step (1F1B)",
+        )
+    )
+
+
+def _stages(recipe: Recipe, parallel: ParallelConfig, world: int, precision: str) -> Table:
+    columns = ("stage", "blocks", "held", "weights", "gradients", "optimizer", "activations", "total")
+    table = Table(*(columns), box=None, header_style="bold", pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for stage in _shown(parallel.pipeline):
+        if stage < 0:
+            table.add_row("…")
+            continue
+        rank = stage * parallel.tensor * parallel.data
+        built = build_rank(recipe.model, parallel, world, rank, recipe.train.sequence_length)
+        table.add_row(*_row(stage, built, estimate(built.held, recipe, parallel, precision, stage)))
+    return table
+
+
+def _shown(stages: int) -> list[int]:
+    """Stages to show; -1 stands for those left out."""
+    if stages <= MOST_STAGES:
+        return list(range(stages))
+    half = MOST_STAGES // 2
+    return [*range(half), -1, *range(stages - half, stages)]
+
+
+def _row(stage: int, built: PaperRank, memory: Memory) -> list[str]:
+    blocks = f"{built.blocks[0]}–{built.blocks[1] - 1}"
+    sizes = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+    return [str(stage), blocks, f"{built.held / 1e6:,.1f}M", *(human(size) for size in sizes)]

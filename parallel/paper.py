@@ -1,0 +1,87 @@
+"""A layout on paper: the real mesh and the real blocks of any rank of any world, in one process and without storage.
+
+Process groups come from torch's fake backend, parameters live on the meta device. What is counted here is therefore what
+a rank of the real world would hold, not an estimate of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from models.config import ModelConfig
+from models.decoder import Decoder, block_costs, named_parameters
+from models.parameters import declaration
+from models.random import Clock
+from parallel.check import check_model, resolve_world
+from parallel.config import ParallelConfig, ParallelError
+from parallel.layers import layers_for
+from parallel.mesh import Mesh, Place
+from parallel.stages import cut_stages
+
+
+@dataclass(frozen=True)
+class PaperRank:
+    """What one rank holds. blocks: [start, stop) of the decoder; shapes: local shape of every parameter."""
+
+    rank: int
+    place: Place
+    blocks: tuple[int, int]
+    shapes: dict[str, tuple[int, ...]]
+    cut: frozenset[str]  # parameters that are shares of a logical tensor; the others every tensor rank holds whole
+
+    @property
+    def held(self) -> int:
+        """Parameters on this rank before ZeRO cuts them."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values())
+
+
+def stage_bounds(model: ModelConfig, parallel: ParallelConfig, sequence_length: int) -> list[int]:
+    """Boundaries of the pipeline stages in blocks, as the pipeline engine cuts them."""
+    return cut_stages(block_costs(model, sequence_length), parallel.pipeline)
+
+
+def build_rank(
+    model: ModelConfig, parallel: ParallelConfig, world_size: int, rank: int, sequence_length: int
+) -> PaperRank:
+    """Build one rank of a world of `world_size` on the meta device.
+
+    Must not be called while a real process group is up. ParallelError where the layout does not divide world or model.
+    """
+    if dist.is_initialized():
+        raise ParallelError("a layout on paper needs a process without process groups; use another process")
+    parallel = resolve_world(parallel, world_size)
+    check_model(parallel, model, sequence_length)
+    _join_fake_world(rank, world_size)
+    try:
+        mesh = Mesh(parallel, torch.device("cpu"))
+        layers = layers_for(mesh, torch.bfloat16, Clock(0))
+        bounds = stage_bounds(model, parallel, sequence_length)
+        start, stop = bounds[mesh.place.pipeline], bounds[mesh.place.pipeline + 1]
+        with torch.device("meta"):
+            stage = Decoder(model, layers, start, stop, parallel.recompute)
+            extra = Decoder(model, layers, 0, 1) if _needs_embedding(model, mesh) else None
+        blocks = [*stage.blocks, *(extra.blocks if extra else [])]
+        found = list(named_parameters(iter(blocks)))
+        mesh.close()
+    finally:
+        dist.destroy_process_group()
+    shapes = {name: tuple(parameter.shape) for name, parameter in found}
+    cut = frozenset(name for name, parameter in found if declaration(parameter).dim is not None)
+    return PaperRank(rank, mesh.place, (start, stop), shapes, cut)
+
+
+def _needs_embedding(model: ModelConfig, mesh: Mesh) -> bool:
+    """Whether the last stage holds its own copy of a tied embedding."""
+    return model.tied_embeddings and mesh.last_stage and not mesh.first_stage
+
+
+def _join_fake_world(rank: int, world_size: int) -> None:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
