@@ -1,0 +1,97 @@
+"""Layouts on paper: 512 ranks in one process, one at a time, and every parameter accounted for.
+
+The fake process group must not meet the real ones of other tests, so each test runs its own interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models.config import ModelConfig, count_parameters
+from parallel.config import ParallelConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import json, sys
+from models.config import ModelConfig
+from launcher.schema import build
+from parallel.config import ParallelConfig
+from parallel.paper import build_rank
+task = json.loads(sys.argv[1])
+model, parallel = build(ModelConfig, task["model"]), ParallelConfig(**task["parallel"])
+for rank in task["ranks"]:
+    built = build_rank(model, parallel, task["world"], rank, task["sequence"])
+    owned = sum(
+        __import__("math").prod(shape) for name, shape in built.shapes.items()
+        if (name in built.cut or built.place.tensor == 0)
+        and not (name == "embedding.token.weight" and built.place.pipeline > 0)
+    )
+    print(json.dumps({"rank": rank, "held": built.held, "owned": owned, "place": vars(built.place), "blocks": built.blocks}))
+"""
+
+
+def on_paper(model: dict, parallel: dict, world: int, ranks: list[int], sequence: int) -> list[dict]:
+    task = {"model": model, "parallel": parallel, "world": world, "ranks": ranks, "sequence": sequence}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(task)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def preset(name: str) -> dict:
+    return yaml.safe_load((ROOT / "recipes" / "model" / f"{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "sequence"), [("mtnlg_530b", 32, 2048), ("llama3_405b", 16, 8192)], ids=["mtnlg", "llama"]
+)
+def test_published_giants_fit_512_ranks(name: str, stages: int, sequence: int) -> None:
+    model = preset(name)
+    world, per_stage = 512, 512 // stages
+    ranks = [0, world // 2 + 3, world - 1]
+    began = time.monotonic()
+    parallel = {"tensor": 8, "pipeline": stages, "sequence_parallel": True}
+    first, middle, last = on_paper(model, parallel, world, ranks, sequence)
+    assert time.monotonic() - began < 60, "an hour of one rank at a time would be no use"
+    count = count_parameters(ModelConfig(**{k: v for k, v in model.items() if k != "rope_scaling"}))
+    for built in (first, middle, last):
+        assert 0.5 < built["held"] / (count / 8 / stages) < 1.5, built
+        assert built["place"]["pipeline"] == built["rank"] // per_stage
+    assert first["blocks"][0] == 0
+    assert last["blocks"][1] == model["layers"] + 4
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_all_ranks_together_own_every_parameter_once(tied: bool) -> None:
+    model = {
+        "vocab_size": 96,
+        "hidden_size": 48,
+        "layers": 5,
+        "heads": 4,
+        "kv_heads": 2,
+        "tied_embeddings": tied,
+        "positions": "learned",
+        "max_sequence": 32,
+        "norm": "layernorm",
+        "activation": "gelu",
+        "bias": True,
+    }
+    parallel = ParallelConfig(tensor=2, pipeline=3, data=2)
+    ranks = [p * 4 + t for p in range(3) for t in range(2)]  # data rank 0 of every stage and tensor rank
+    built = on_paper(model, {"tensor": 2, "pipeline": 3, "data": 2}, 12, ranks, 32)
+    assert sum(rank["owned"] for rank in built) == count_parameters(ModelConfig(**model))
+    assert [rank["place"]["tensor"] for rank in built] == [0, 1] * parallel.pipeline
