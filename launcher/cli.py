@@ -45,7 +45,7 @@ def _is_users(error: Exception) -> bool:
 def _fail(message: str) -> int:
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)  # a terminal wraps; a log keeps a message whole
     console.print("[bold red]triaxis:[/]", end=" ")
     console.print(message, markup=False)
     return 1

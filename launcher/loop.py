@@ -30,12 +30,14 @@ def fit(run: Run, phase: Recipe, engine: Engine, batches: TrainBatches) -> bool:
         run.tell("on_step", _record(run, phase, result, rate, seconds, waited, batch_hash))
         _refuse_endless_skipping(run, phase, result)
         stop, save = run.agree(phase)
+        if not stop:  # before saving: what a kill in between undoes is done again with its step
+            _look(run, phase, engine, last=index == steps - 1)
         if save or stop:
             run.save(engine)
-        if stop:
+        if stop:  # the state is safe first, since whoever stops a run may soon kill it
             run.interrupted()
+            _look(run, phase, engine, last=index == steps - 1)
             return True
-        _look(run, phase, engine, last=index == steps - 1)
     return False
 
 

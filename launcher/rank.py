@@ -13,13 +13,11 @@ from launcher.compose import build_recipe, compose_tree, load_recipe, save_recip
 from launcher.config import Recipe, RecipeError
 from launcher.machine import choose_device, threads_for
 from launcher.schema import to_plain
-from launcher.workers import die_with_parent
 
 
 def obtain_recipe(arguments: list[str]) -> tuple[Recipe, torch.device]:
     """The frozen recipe: read where a launcher wrote it; under torchrun or srun composed by rank 0 and handed round."""
     if "TRIAXIS_RECIPE" in os.environ:
-        die_with_parent()
         recipe = load_recipe(Path(os.environ["TRIAXIS_RECIPE"]))
         return recipe, claim_device(recipe)
     if "RANK" not in os.environ and "SLURM_PROCID" not in os.environ:

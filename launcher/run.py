@@ -54,6 +54,7 @@ class Run:
         self._stream = ""
         self._outcome = "failed"
         self._facts: dict[str, Any] = {}
+        self._early: list[tuple[str, str]] | None = []  # events before callbacks start
 
     def __enter__(self) -> Run:
         return self
@@ -66,7 +67,7 @@ class Run:
     # Beginning
 
     def join(self, mesh: Mesh, phase: Recipe) -> bool:
-        """The mesh of a phase stands; at the first call, find what the run begins with and tell the callbacks.
+        """The mesh of a phase stands; at the first call, find what the run begins with.
 
         False where what was found belongs to another phase.
         """
@@ -79,8 +80,6 @@ class Run:
         self._take_counters()
         self.tokenizer: Tokenizer = load_corpus_tokenizer(phase.data.path)
         self.validation_stream = Stream(phase.data.path, "validation", self.recipe.seed, ordered=True)
-        if mesh.rank == 0:
-            self._start_callbacks()
         return self.counters.phase == index
 
     def begin_phase(self, phase: Recipe, engine: Engine, stream: Stream) -> bool:
@@ -103,6 +102,7 @@ class Run:
                 "the same options, set data.span_tokens back, or give the run another run.name"
             )
         self.counters = replace(self.counters, stream_tokens=self._streams.get(self._stream, 0))
+        self._start_callbacks()
         if len(self.budget.phases) > 1:
             self.event("phase", f"{self.phase_name}: {describe_phase(phase)}")
         return True
@@ -114,6 +114,10 @@ class Run:
         self.counters = replace(found, phase=min(found.phase, len(self.budget.phases) - 1))
 
     def _start_callbacks(self) -> None:
+        """Once it is sure where the run begins: a checkpoint may have been found corrupt and an older one taken."""
+        early, self._early = self._early, None
+        if early is None or self.mesh.rank != 0:
+            return
         config = self.recipe.tracker
         self.callbacks = [MetricsFile()]
         if "TRIAXIS_QUIET" not in os.environ:  # set for trials of layouts
@@ -139,6 +143,8 @@ class Run:
             facts=self._facts,
         )
         self.tell("on_start", view)
+        for kind, message in early:
+            self.event(kind, message)
 
     def _plan(self, phase: Recipe, engine: Engine) -> str:
         """The layout, what the fullest rank holds, and the budget, for people."""
@@ -175,7 +181,10 @@ class Run:
                 self.event("warning", f"{type(callback).__name__} is off after an error: {error}")
 
     def event(self, kind: str, message: str) -> None:
-        """Tell callbacks of something worth knowing."""
+        """Tell callbacks of something worth knowing; what comes before their start is kept for it."""
+        if self._early is not None:
+            self._early.append((kind, message))
+            return
         self.tell("on_event", self.counters.step, kind, message)
 
     @property

@@ -31,7 +31,7 @@ from launcher.machine import choose_device, gpu_count, threads_for
 from launcher.plan.choose import choose_layout
 from launcher.workers import INTERRUPTED, run_workers
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 HYDRA_ONLY = (
     "--cfg",
     "-c",

@@ -10,9 +10,11 @@ import os
 import sys
 from pathlib import Path
 
-from launcher.workers import INTERRUPTED, StopRequest, write_failure
+from launcher.workers import INTERRUPTED, StopRequest, die_with_parent, write_failure
 
-STOP = StopRequest() if __name__ == "__main__" else None  # before the heavy imports: a signal then must not be lost
+if __name__ == "__main__":  # before the heavy imports: a signal then must not be lost, nor a launcher's death
+    die_with_parent()
+    STOP = StopRequest()
 
 import torch
 
@@ -90,4 +92,4 @@ def engine_spec(phase: Recipe, mesh: Mesh) -> EngineSpec:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], STOP or StopRequest()))
+    sys.exit(main(sys.argv[1:], STOP))

@@ -6,8 +6,10 @@ reads. Rank 0 keeps the terminal; everything else a rank prints goes to `<run>/l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -36,10 +38,22 @@ class Failure:
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port nobody listens on, outside the range from which the kernel serves outgoing connections: rank 0 binds
+    it seconds later, when it has imported torch, and on a busy machine a port of that range is often taken by then."""
+    ports = list(range(10_000, _ephemeral_start()))
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise WorkerError("no TCP port is free between 10000 and the kernel's ip_local_port_range")
+
+
+def _ephemeral_start() -> int:
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        first = 0
+    return first if first > 11_000 else 32_768
 
 
 def log_path(directory: Path, rank: int) -> Path:
@@ -82,9 +96,13 @@ def run_workers(directory: Path, recipe_path: Path, world_size: int, threads: in
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),
         **extra,
     }
-    ranks = [_start(directory, rank, common) for rank in range(world_size)]
-    with _Forwarding(ranks):
-        return _watch(directory, ranks)
+    ranks: list[subprocess.Popen] = []
+    with _Forwarding(ranks) as signals:  # before the first start: a signal in between must not leave half a world
+        for rank in range(world_size):
+            ranks.append(_start(directory, rank, common))
+        if signals.count:
+            signals.forward()
+        return _watch(directory, ranks, signals)
 
 
 def _start(directory: Path, rank: int, common: dict[str, str]) -> subprocess.Popen:
@@ -106,9 +124,10 @@ class _Forwarding:
         self.ranks, self.count = ranks, 0
         self.previous: dict[int, object] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Forwarding:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
             self.previous[number] = signal.signal(number, self._handle)
+        return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self.previous.items():
@@ -117,12 +136,16 @@ class _Forwarding:
 
     def _handle(self, number: int, frame: object) -> None:
         self.count += 1
+        self.forward()
+
+    def forward(self) -> None:
+        """Tell every rank that lives."""
         for rank in self.ranks:
             if rank.poll() is None:
                 rank.send_signal(signal.SIGTERM if self.count == 1 else signal.SIGKILL)
 
 
-def _watch(directory: Path, ranks: list[subprocess.Popen]) -> int:
+def _watch(directory: Path, ranks: list[subprocess.Popen], signals: _Forwarding) -> int:
     failed_at: float | None = None
     ended: dict[int, float] = {}
     while True:
@@ -138,6 +161,10 @@ def _watch(directory: Path, ranks: list[subprocess.Popen]) -> int:
         return INTERRUPTED if any(rank.returncode == INTERRUPTED for rank in ranks) else 0
     failures = [_failure(directory, index, ranks[index].returncode, when) for index, when in ended.items()]
     _end(ranks)
+    if signals.count > 1:
+        raise WorkerError("ended by a second signal; the same command goes on from the newest checkpoint")
+    if signals.count and any(ranks[index].returncode == -signal.SIGTERM for index in ended):
+        return INTERRUPTED  # so early that a rank's Python had not begun to listen: there was nothing to save
     raise WorkerError(_describe(directory, [failure for failure in failures if failure]))
 
 
@@ -173,11 +200,16 @@ def _end(ranks: list[subprocess.Popen]) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this rank when its launcher dies, however that dies (Linux prctl PR_SET_PDEATHSIG)."""
+    """Ask the kernel to end this rank when its launcher dies, however that dies (Linux prctl PR_SET_PDEATHSIG).
+
+    Under torchrun or srun there is no launcher of ours, and they see to it themselves.
+    """
     import ctypes
 
+    if "TRIAXIS_PARENT" not in os.environ:
+        return
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != int(os.environ.get("TRIAXIS_PARENT", os.getppid())):
+    if os.getppid() != int(os.environ["TRIAXIS_PARENT"]):
         os._exit(1)
 
 

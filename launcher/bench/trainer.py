@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -90,7 +89,6 @@ def main() -> None:
     """Run as a contender."""
     task = load_task()
     torch.set_num_threads(task.threads)
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]  # else DataParallel
     train(task, Turnstile(task.synchronize()))
 
 

@@ -121,7 +121,8 @@ class Turnstile:
     @property
     def save_due(self) -> bool:
         """Whether a save follows the step just made."""
-        return self.save_every > 0 and len(self._turn.seconds) % self.save_every == self.save_every - 1
+        made = len(self._turn.seconds)  # 0 right after a turn ended: its last step is followed by none
+        return self.save_every > 0 and made > 0 and made % self.save_every == 0
 
     def saved(self, stall: float) -> None:
         """A save held training up for so long after the step just made."""

@@ -7,6 +7,7 @@ batch), which DeepSpeed's division by both undoes. So a gradient is that of the 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import math
@@ -27,6 +28,7 @@ from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe import p2p
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 from models.decoder import (
     Block,
@@ -360,9 +362,11 @@ def _join_deepspeed(device: torch.device) -> None:
 
 
 def _leave_deepspeed(module: nn.Module) -> None:
-    """Take an engine out of DeepSpeed's globals: they would keep its whole memory (ZeRO 3 a module, from which all the
-    rest can be reached) and process groups that the mesh is about to end."""
+    """Take an engine out of DeepSpeed's globals: they would keep all its memory (from a module that ZeRO 3 forgets in a
+    list or in a cache everything can be reached) and process groups that the mesh is about to end."""
     parameter_offload.FWD_MODULE_STACK[:] = [kept for kept in parameter_offload.FWD_MODULE_STACK if kept is not module]
+    to_release = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(to_release).nonlocals["func"].cache_clear()
     p2p._grid = None
     deepspeed.utils.groups._release_process_group_references()
 

@@ -1,0 +1,113 @@
+"""The figures of a bench as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(figures: dict[str, Any], console: Console | None = None) -> None:
+    """Print every table; a goal that is missed is marked, not an error: the machine may be busy."""
+    console = console or Console(highlight=False)
+    machine = figures["environment"]["machine"]
+    console.print(
+        f"[bold]{figures['model']}[/], {figures['parameters']:,} parameters, {figures['precision']}, batches of "
+        f"{figures['batch_tokens']:,} tokens, {figures['device']} with {figures['threads']} threads"
+    )
+    console.print(
+        f"{machine['cpu']}, {machine['cores']} cores, load {figures['load_before']:.1f} before; {figures['rounds']} rounds "
+        f"of {figures['steps']} steps",
+        markup=False,
+    )
+    for table in (_speed(figures), _memory(figures), _checkpoint(figures), _startup(figures)):
+        console.print(table)
+    console.print(_utilisation(figures["utilisation"]))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _verdict(reached: bool, goal: str) -> str:
+    return f"[green]{goal}[/]" if reached else f"[yellow]{goal} missed[/]"
+
+
+def _speed(figures: dict[str, Any]) -> Table:
+    speed, goals = figures["speed"], figures["goals"]
+    table = _table(
+        "Speed: medians; ratios of turns that were neighbours", "", "tokens/s", "ms/step", "Triaxis is", "goal"
+    )
+    titles = {"triaxis": "Triaxis", "bare": "bare PyTorch loop", "trainer": "transformers.Trainer"}
+    for name, title in titles.items():
+        if name not in speed["tokens_per_second"]:
+            table.add_row(title, speed["trainer"], "", "", "")
+            continue
+        ratio = speed.get(f"against_{name}")
+        told = f"{ratio['median']:.3f}× ({ratio['low']:.3f}–{ratio['high']:.3f})" if ratio else ""
+        goal = goals.get(f"against_{name}")
+        verdict = _verdict(ratio["median"] >= goal, f"≥ {goal}") if ratio else ""
+        seconds = speed["step_seconds"][name]
+        table.add_row(title, f"{speed['tokens_per_second'][name]:,.0f}", f"{1000 * seconds:.1f}", told, verdict)
+    table.caption = (
+        f"largest relative difference of the losses of Triaxis and the bare loop: {speed['loss_difference']:.1e}"
+    )
+    return table
+
+
+def _memory(figures: dict[str, Any]) -> Table:
+    memory = figures["memory"]
+    table = _table("Memory: peak of each process", "", "after imports", "peak", "training alone", "on the GPU")
+    for name, sizes in memory["contenders"].items():
+        gpu = f"{sizes['gpu_peak'] / 1e6:,.0f} MB" if "gpu_peak" in sizes else ""
+        grown = sizes["peak"] - sizes["imported"]
+        table.add_row(
+            name, f"{sizes['imported'] / 1e6:,.0f} MB", f"{sizes['peak'] / 1e6:,.0f} MB", f"{grown / 1e6:,.0f} MB", gpu
+        )
+    ratios = f"peak {memory['peak_ratio']:.2f}×, training alone {memory['training_ratio']:.2f}×"
+    table.caption = f"Triaxis against the bare loop: {ratios}"
+    return table
+
+
+def _checkpoint(figures: dict[str, Any]) -> Table:
+    table = _table("A checkpoint, in steps", "", "stall", "first stall", "a step beside the writer", "in all", "goal")
+    limit = figures["goals"]["stall_steps"]
+    for name, found in figures["checkpoint"].items():
+        verdict = _verdict(found["stall_steps"] < limit, f"stall < {limit:.0%}") if name == "asynchronous" else ""
+        table.add_row(
+            name,
+            f"{found['stall_steps']:.1%} ({1000 * found['stall_seconds']:.1f} ms)",
+            f"{found['first_stall_steps']:.1%}",
+            f"{found['step_beside_writer']:.2f}×",
+            f"{found['cost_steps']:.2f}",
+            verdict,
+        )
+    return table
+
+
+def _startup(figures: dict[str, Any]) -> Table:
+    table = _table("From the command to the first step", "", "seconds")
+    total = 0.0
+    for process, parts in figures["startup"].items():
+        for part, seconds in parts.items():
+            table.add_row(f"{process}: {part}", f"{seconds:.2f}")
+            total += seconds
+    table.add_section()
+    table.add_row("in all", f"{total:.2f}")
+    return table
+
+
+def _utilisation(found: dict[str, Any]) -> Table | str:
+    if "skipped" in found:
+        return f"FLOP utilisation of gpt2_124m and llama_1b in bf16: {found['skipped']}"
+    table = _table("FLOP utilisation in bf16", "", "parameters", "tokens/s", "utilisation", "memory")
+    for name, row in found.items():
+        used = "peak unknown" if row["utilisation"] is None else f"{row['utilisation']:.1%}"
+        table.add_row(
+            name, f"{row['parameters']:,}", f"{row['tokens_per_second']:,.0f}", used, f"{row['gpu_peak'] / 1e9:.1f} GB"
+        )
+    return table

@@ -1,0 +1,118 @@
+"""What is trained in the tests of layouts: minute models, made-up batches, and the list of dialects.
+
+Imports no engine: the parent process of the tests stays light.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from launcher.config import OptimizerConfig
+from models.config import ModelConfig
+from parallel.config import ParallelConfig, PrecisionConfig
+
+SEQUENCES, LENGTH, VOCABULARY = 8, 16, 61
+
+ADAMW = OptimizerConfig(name="adamw", learning_rate=3e-3, clip_norm=1.0)
+SGD = OptimizerConfig(name="sgd", learning_rate=0.3, beta1=0.5, weight_decay=0.01, clip_norm=0.5)
+
+# init_std is ten times the usual, so that attention is not uniform and a wrong head, mask or rotation is seen at once.
+_MINUTE = ModelConfig(
+    vocab_size=VOCABULARY, vocab_multiple=4, hidden_size=32, layers=4, heads=4, ffn_size=48, max_sequence=32, init_std=0.2
+)
+DIALECTS: dict[str, ModelConfig] = {
+    # rotary, RMSNorm, SwiGLU, no biases: grouped-query and untied
+    "llama": replace(_MINUTE, kv_heads=2, tied_embeddings=False),
+    # learned positions, LayerNorm, GELU, biases, tied
+    "gpt": replace(
+        _MINUTE, positions="learned", norm="layernorm", activation="gelu_tanh", bias=True, tied_embeddings=True
+    ),
+    # the same with post-norm and both kinds of dropout
+    "post": replace(
+        _MINUTE,
+        positions="learned",
+        norm="layernorm",
+        norm_position="post",
+        activation="squared_relu",
+        bias=True,
+        tied_embeddings=False,
+        dropout=0.1,
+        attention_dropout=0.1,
+    ),
+    # query-key norm, biases in the attention projections only, grouped-query with dropout in its attention, tied
+    "qwen": replace(
+        _MINUTE, kv_heads=2, qk_norm=True, qkv_bias=True, tied_embeddings=True, dropout=0.1, attention_dropout=0.1
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to train and how: everything that a rank needs to know."""
+
+    dialect: str = "llama"
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    precision: PrecisionConfig = PrecisionConfig("fp32")
+    optimizer: OptimizerConfig = ADAMW
+    micro_batch: int = 2
+    seed: int = 7
+
+    @property
+    def model(self) -> ModelConfig:
+        """The dialect's model."""
+        return DIALECTS[self.dialect]
+
+    @property
+    def world_size(self) -> int:
+        """Processes that the layout needs."""
+        return self.parallel.model_parallel * max(1, self.parallel.data)
+
+    def laid_out(self, **options: Any) -> Case:
+        """The same training at another layout."""
+        return replace(self, parallel=ParallelConfig(**options))
+
+    @property
+    def reference(self) -> Case:
+        """The same training in one process of plain PyTorch."""
+        return self.laid_out(engine="torch")
+
+    def __str__(self) -> str:
+        """Degrees and whatever is not the default, for the names of tests."""
+        config = self.parallel
+        words = [f"{config.tensor}x{config.pipeline}x{max(1, config.data)}"]
+        words += [] if config.engine == "auto" else [config.engine]
+        words += [] if config.engine == "torch" else [f"zero{config.zero_stage}"]
+        words += ["sp"] if config.sequence_parallel else []
+        words += ["offload"] if config.offload_optimizer else []
+        words += [] if config.recompute == "none" else [config.recompute]
+        words += [self.dialect, self.optimizer.name]
+        words += [] if self.precision.name == "fp32" else [self.precision.name]
+        return "-".join(words)
+
+
+def tokens_of_step(step: int) -> Tensor:
+    """Tokens int64 [8, 17] of a step: every second one can be foretold, so there is something to learn."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, VOCABULARY, (SEQUENCES, LENGTH + 1), generator=generator)
+    tokens[:, 1::2] = (tokens[:, 0:-1:2] * 3 + 1) % VOCABULARY
+    return tokens
+
+
+def weights_of_step(step: int) -> Tensor:
+    """Weights float32 [8, 16] of a step's targets, uneven between data ranks and micro-batches.
+
+    Zeros at the head of one sequence, a sequence at half weight; every fourth step a whole half of the batch counts
+    nothing (a data rank then has not one valid target), every fifth step only one micro-batch of two counts.
+    """
+    weights = torch.ones(SEQUENCES, LENGTH)
+    weights[step % SEQUENCES, :5] = 0
+    weights[(3 * step + 1) % SEQUENCES] *= 0.5
+    if step % 4 == 3:
+        weights[SEQUENCES // 2 :] = 0
+    if step % 5 == 4:
+        weights[0:2] = weights[4:6] = 0
+    return weights

@@ -1,0 +1,193 @@
+"""Every layout trains as one process does: one list of layouts, one form of test.
+
+The reference is the `torch` engine in one process with the whole batch as one micro-batch. What a layout reports must be
+the same on each of its ranks and, for 20 optimizer steps in float32, the loss within 1e-5 and the gradient norm within
+1e-4 of the reference, relative; so must validation loss and logits, half-way and at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from launcher.config import OptimizerConfig
+from parallel.config import ParallelConfig
+from tests.helpers.pool import Pools
+from tests.parallel import jobs
+from tests.parallel.cases import ADAMW, DIALECTS, SEQUENCES, SGD, Case
+
+LOSS_TOLERANCE = 1e-5
+NORM_TOLERANCE = 1e-4  # of logits too: both show differences of single weights, where a loss averages over them
+
+
+def case(
+    dialect: str, optimizer: OptimizerConfig, *degrees: int, micro_batch: int = 2, engine: str = "deepspeed", **options: object
+) -> Case:
+    """degrees: tensor, pipeline, data."""
+    tensor, pipeline, data = degrees
+    parallel = ParallelConfig(engine=engine, tensor=tensor, pipeline=pipeline, data=data, **options)  # type: ignore[arg-type]
+    return Case(dialect, parallel, optimizer=optimizer, micro_batch=micro_batch)
+
+
+# A covering list: each option is seen with each axis, which a test below checks. The full product is a slow test.
+LAYOUTS = [
+    case("llama", ADAMW, 1, 1, 1, zero_stage=0),
+    case("qwen", SGD, 1, 1, 1, zero_stage=3, recompute="selective"),
+    case("post", SGD, 1, 1, 1, engine="torch", recompute="block", zero_stage=1),
+    # tensor
+    case("llama", ADAMW, 2, 1, 1, zero_stage=0, recompute="selective", micro_batch=4),
+    case("gpt", SGD, 2, 1, 1, zero_stage=3, sequence_parallel=True, recompute="selective", micro_batch=4),
+    case("post", SGD, 2, 1, 1, zero_stage=1, sequence_parallel=True, recompute="block", offload_optimizer=True, micro_batch=4),
+    case("qwen", ADAMW, 2, 1, 1, zero_stage=2, sequence_parallel=True, micro_batch=8),
+    case("post", ADAMW, 4, 1, 1, zero_stage=1, sequence_parallel=True, recompute="selective", micro_batch=8),
+    # pipeline
+    case("gpt", SGD, 1, 2, 1, zero_stage=0, micro_batch=1),
+    case("qwen", ADAMW, 1, 2, 1, zero_stage=1, recompute="block"),
+    case("llama", SGD, 1, 2, 1, zero_stage=1, recompute="selective", micro_batch=8),
+    case("post", ADAMW, 1, 2, 1, zero_stage=1, offload_optimizer=True),
+    case("gpt", ADAMW, 1, 4, 1, zero_stage=1),
+    # data
+    case("post", ADAMW, 1, 1, 2, zero_stage=0, recompute="block"),
+    case("llama", SGD, 1, 1, 2, zero_stage=1, recompute="selective", offload_optimizer=True),
+    case("qwen", SGD, 1, 1, 2, zero_stage=2, micro_batch=4),
+    case("gpt", ADAMW, 1, 1, 2, zero_stage=2, offload_optimizer=True, micro_batch=1),
+    case("gpt", ADAMW, 1, 1, 2, zero_stage=3, recompute="selective"),
+    case("llama", ADAMW, 1, 1, 2, zero_stage=3, recompute="block", offload_optimizer=True),
+    case("post", SGD, 1, 1, 4, zero_stage=3),
+    # two axes
+    case("post", ADAMW, 2, 2, 1, zero_stage=1, sequence_parallel=True, recompute="selective", micro_batch=4),
+    case("llama", SGD, 2, 2, 1, zero_stage=0, recompute="block", micro_batch=4),
+    case("gpt", SGD, 2, 1, 2, zero_stage=3, sequence_parallel=True, recompute="block"),
+    case("qwen", ADAMW, 2, 1, 2, zero_stage=2, offload_optimizer=True),
+    case("post", ADAMW, 2, 1, 2, zero_stage=0),
+    case("qwen", SGD, 1, 2, 2, zero_stage=1, offload_optimizer=True),
+    case("llama", ADAMW, 1, 2, 2, zero_stage=0),
+    # three axes
+    case("llama", ADAMW, 2, 2, 2, zero_stage=1, sequence_parallel=True, recompute="selective"),
+    case("gpt", SGD, 2, 2, 2, zero_stage=0),
+    case("qwen", ADAMW, 2, 2, 2, zero_stage=1, sequence_parallel=True, recompute="block", offload_optimizer=True),
+    case("post", SGD, 2, 2, 2, zero_stage=1, micro_batch=1),
+]
+
+DEGREES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
+PRODUCT = [
+    case(dialect, optimizer, *degrees, zero_stage=zero, sequence_parallel=cut, recompute=recompute)
+    for degrees in DEGREES
+    for zero in ((0, 1) if degrees[1] > 1 else (0, 1, 2, 3))
+    for cut in ((False, True) if degrees[0] > 1 else (False,))
+    for recompute in ("none", "block", "selective")
+    for dialect in DIALECTS
+    for optimizer in (ADAMW, SGD)
+]
+
+Reference = Callable[[Case], jobs.Curve]
+
+
+@pytest.fixture(scope="module")
+def reference(pools: Pools) -> Reference:
+    """The curve of one process, each computed once."""
+    known: dict[tuple[str, str], jobs.Curve] = {}
+
+    def of(case: Case) -> jobs.Curve:
+        key = (case.dialect, case.optimizer.name)
+        if key not in known:
+            known[key] = pools.run(1, jobs.train, case=replace(case.reference, micro_batch=SEQUENCES))[0]
+        return known[key]
+
+    return of
+
+
+def assert_matches_single_process(case: Case, pools: Pools, reference: Reference) -> None:
+    """Train at a layout and in one process; compare all that the engine reports, on every rank."""
+    expected = reference(case)
+    curves = pools.run(case.world_size, jobs.train, case=case)
+    for rank, curve in enumerate(curves):
+        assert curve.losses == curves[0].losses, f"rank {rank} reports another loss than rank 0"
+        assert curve.norms == curves[0].norms, f"rank {rank} reports another gradient norm than rank 0"
+        assert curve.validation == curves[0].validation, f"rank {rank} reports another validation loss than rank 0"
+        assert all(map(torch.equal, curve.logits, curves[0].logits)), f"rank {rank} has other logits than rank 0"
+    found = curves[0]
+    assert len(found.losses) == len(expected.losses) == 20
+    assert found.losses == pytest.approx(expected.losses, rel=LOSS_TOLERANCE, abs=0)
+    assert found.norms == pytest.approx(expected.norms, rel=NORM_TOLERANCE, abs=0)
+    assert found.validation == pytest.approx(expected.validation, rel=LOSS_TOLERANCE, abs=0)
+    for ours, theirs in zip(found.logits, expected.logits, strict=True):
+        assert ours.shape == theirs.shape
+        assert float((ours - theirs).abs().max()) <= NORM_TOLERANCE * float(theirs.abs().max())
+    assert not any(found.skipped)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_matches_single_process(layout: Case, pools: Pools, reference: Reference) -> None:
+    assert_matches_single_process(layout, pools, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", PRODUCT, ids=str)
+def test_product_matches_single_process(layout: Case, pools: Pools, reference: Reference) -> None:
+    assert_matches_single_process(layout, pools, reference)
+
+
+def test_the_reference_learns_and_its_steps_differ(reference: Reference) -> None:
+    """Otherwise agreement would say little: losses fall, the norm is clipped in some steps, each step has its loss."""
+    for dialect in DIALECTS:
+        for optimizer in (ADAMW, SGD):
+            curve = reference(Case(dialect, optimizer=optimizer))
+            assert curve.validation[1] < curve.validation[0] < curve.losses[0]
+            assert max(curve.norms) > optimizer.clip_norm
+            assert len(set(curve.losses)) == 20
+
+
+AXES = {
+    "tensor": lambda c: c.parallel.tensor > 1,
+    "pipeline": lambda c: c.parallel.pipeline > 1,
+    "data": lambda c: c.parallel.data > 1,
+    "all three": lambda c: c.world_size == 8,
+}
+OPTIONS = {
+    "recompute=none": lambda c: c.parallel.recompute == "none",
+    "recompute=block": lambda c: c.parallel.recompute == "block",
+    "recompute=selective": lambda c: c.parallel.recompute == "selective",
+    "zero 0": lambda c: c.parallel.zero_stage == 0,
+    "zero 1": lambda c: c.parallel.zero_stage == 1,
+    "offload": lambda c: c.parallel.offload_optimizer,
+    "tied": lambda c: c.model.tied_embeddings,
+    "untied": lambda c: not c.model.tied_embeddings,
+    "grouped-query": lambda c: c.model.kv_heads > 0,
+    "learned positions": lambda c: c.model.positions == "learned",
+    "rotary": lambda c: c.model.positions == "rotary",
+    "biases": lambda c: c.model.bias,
+    "post-norm": lambda c: c.model.norm_position == "post",
+    "query-key norm": lambda c: c.model.qk_norm,
+    "dropout": lambda c: c.model.dropout > 0,
+    "attention dropout": lambda c: c.model.attention_dropout > 0,
+    "dropout and recompute": lambda c: c.model.dropout > 0 and c.parallel.recompute != "none",
+    "adamw": lambda c: c.optimizer.name == "adamw",
+    "sgd": lambda c: c.optimizer.name == "sgd",
+}
+SEQUENCE_PARALLEL = {
+    "dropout": lambda c: c.model.dropout > 0,
+    "query-key norm": lambda c: c.model.qk_norm,
+    "learned positions": lambda c: c.model.positions == "learned",
+    "biases": lambda c: c.model.bias,
+    "block": lambda c: c.parallel.recompute == "block",
+    "selective": lambda c: c.parallel.recompute == "selective",
+    "pipeline": lambda c: c.parallel.pipeline > 1,
+    "data": lambda c: c.parallel.data > 1,
+}
+
+
+def test_the_list_covers_each_option_with_each_axis() -> None:
+    for axis, lies_on in AXES.items():
+        for option, has in OPTIONS.items():
+            assert any(lies_on(c) and has(c) for c in LAYOUTS), f"no layout with {axis} has {option}"
+    for option, has in SEQUENCE_PARALLEL.items():
+        assert any(c.parallel.sequence_parallel and has(c) for c in LAYOUTS), f"not with sequence parallelism: {option}"
+    for degrees in DEGREES:
+        assert any((c.parallel.tensor, c.parallel.pipeline, c.parallel.data) == degrees for c in LAYOUTS), degrees
+    for zero in (2, 3):
+        for axis in ("tensor", "data"):
+            assert any(AXES[axis](c) and c.parallel.zero_stage == zero for c in LAYOUTS), (axis, zero)
