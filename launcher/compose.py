@@ -56,6 +56,10 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
         key = override.key_or_group.split("@")[0]
         if key in known and "." not in key:
             value = override.value()
+            if value is None and not override.is_delete():
+                raise RecipeError(
+                    f"{key}=null: a group needs a recipe; leave {key} out, or choose one of {', '.join(known[key])}"
+                )
             if isinstance(value, str) and value not in known[key]:
                 near = difflib.get_close_matches(value, known[key], n=1)
                 cure = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known[key])}"
@@ -96,10 +100,12 @@ def _first_lines(error: BaseException) -> str:
 def build_recipe(tree: dict[str, Any]) -> Recipe:
     """Plain data to the typed recipe; every phase is built too, so that none fails hours later."""
     data = dict(tree)
-    if data.get("phases"):
+    if isinstance(data.get("phases"), list):
         data["phases"] = [_phase_data(entry, index) for index, entry in enumerate(data["phases"])]
     recipe = build(Recipe, data)
-    for index in range(len(recipe.phases)):
+    for index, phase in enumerate(recipe.phases):
+        if phase.tokens < 1:
+            raise RecipeError(f"phases[{index}].tokens={phase.tokens}: must be at least 1")
         phase_recipe(recipe, index)
     return recipe
 
@@ -109,6 +115,8 @@ def _phase_data(entry: Any, index: int) -> dict[str, Any]:
     if not isinstance(entry, dict) or "tokens" not in entry:
         raise RecipeError(f"phases[{index}].tokens: is required; give each phase a budget in tokens")
     rest = {key: value for key, value in entry.items() if key not in ("name", "tokens", "overrides")}
+    if not isinstance(entry.get("overrides", {}), dict):
+        raise RecipeError(f"phases[{index}].overrides={entry['overrides']!r}: must be sections with fields")
     return {
         "name": entry.get("name", f"phase{index + 1}"),
         "tokens": entry["tokens"],
@@ -132,6 +140,11 @@ def phase_recipe(recipe: Recipe, index: int) -> Recipe:
         for key, value in values.items():
             if key not in tree[section]:
                 raise RecipeError(f"phases[{index}]." + unknown_key(f"{section}.{key}"))
+            if section == "train" and key in ("tokens", "max_steps"):
+                raise RecipeError(
+                    f"{place}.{key}={value}: has no effect in a phase; set phases[{index}].tokens, or train.max_steps of "
+                    "the run"
+                )
             tree[section][key] = value
     return build(Recipe, tree)
 

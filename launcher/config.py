@@ -43,7 +43,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse names that are paths."""
-        if not self.name or "/" in self.name:
+        if not self.name.strip(".") or "/" in self.name:
             raise RecipeError(f"run.name={self.name!r}: must be a plain name; set run.dir for the directory")
         _one_of("run.init_what", self.init_what, ("weights", "everything"))
         if self.init_what != "weights" and not self.init_from:

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import textwrap
 import types
 import typing
@@ -73,9 +74,9 @@ def _scalar(kind: type, value: Any, path: str) -> Any:
             number = float(str(value).replace("_", ""))
         except ValueError:
             number = float("nan")
-        if kind is float and number == number:
+        if kind is float and math.isfinite(number):
             return number
-        if kind is int and number == number and number == int(number):
+        if kind is int and math.isfinite(number) and number == int(number):
             return value if isinstance(value, int) else int(number)
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     raise RecipeError(f"{path}={value!r}: must be {names.get(kind, kind)}")

@@ -117,5 +117,4 @@ class Arena:
             "MASTER_PORT": str(free_port()),
             "DS_ACCELERATOR": self.task.device,
             "TRIAXIS_RECIPE": str(frozen),
-            "TRIAXIS_PARENT": str(os.getpid()),
         }

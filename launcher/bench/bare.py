@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from launcher.bench.task import Task, load_task
 from launcher.bench.turns import Turnstile
+from launcher.workers import die_with_parent
 from models.decoder import Decoder, initialise_blocks
 from models.layers import PlainLayers
 
@@ -50,6 +51,7 @@ def train(task: Task, turnstile: Turnstile) -> None:
 
 def main() -> None:
     """Run as a contender."""
+    die_with_parent()
     task = load_task()
     torch.set_num_threads(task.threads)
     train(task, Turnstile(task.synchronize()))

@@ -98,6 +98,4 @@ def memory_figures(memory: Mapping[str, Mapping[str, int]], ours: str, other: st
     for kind in ("peak", "gpu_peak"):
         if kind in memory[ours]:
             figures[f"{kind}_ratio"] = memory[ours][kind] / memory[other][kind]
-    training = [memory[name]["peak"] - memory[name]["imported"] for name in (ours, other)]
-    figures["training_ratio"] = training[0] / training[1]  # above what the imports alone hold
     return figures

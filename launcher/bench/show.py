@@ -61,20 +61,19 @@ def _speed(figures: dict[str, Any]) -> Table:
 
 def _memory(figures: dict[str, Any]) -> Table:
     memory = figures["memory"]
-    table = _table("Memory: peak of each process", "", "after imports", "peak", "training alone", "on the GPU")
+    table = _table("Memory: peak of each process", "", "after imports", "peak", "since then", "on the GPU")
     for name, sizes in memory["contenders"].items():
         gpu = f"{sizes['gpu_peak'] / 1e6:,.0f} MB" if "gpu_peak" in sizes else ""
         grown = sizes["peak"] - sizes["imported"]
         table.add_row(
             name, f"{sizes['imported'] / 1e6:,.0f} MB", f"{sizes['peak'] / 1e6:,.0f} MB", f"{grown / 1e6:,.0f} MB", gpu
         )
-    ratios = f"peak {memory['peak_ratio']:.2f}×, training alone {memory['training_ratio']:.2f}×"
-    table.caption = f"Triaxis against the bare loop: {ratios}"
+    table.caption = f"peak of Triaxis: {memory['peak_ratio']:.2f}× that of the bare loop"
     return table
 
 
 def _checkpoint(figures: dict[str, Any]) -> Table:
-    table = _table("A checkpoint, in steps", "", "stall", "first stall", "a step beside the writer", "in all", "goal")
+    table = _table("A checkpoint, in steps", "", "stall", "first", "step beside writer", "in all", "goal")
     limit = figures["goals"]["stall_steps"]
     for name, found in figures["checkpoint"].items():
         verdict = _verdict(found["stall_steps"] < limit, f"stall < {limit:.0%}") if name == "asynchronous" else ""

@@ -33,7 +33,7 @@ from launcher.bench.startup import launcher_seconds
 from launcher.bench.turns import Contender
 from launcher.bench.utilisation import measure_utilisation
 from launcher.compose import build_recipe, compose_tree
-from launcher.config import Recipe
+from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
 from launcher.submit import build_corpus
 from models.config import ModelConfig, ModelError, count_parameters
@@ -48,7 +48,7 @@ def run(recipe: Recipe, *, rounds: int, steps: int, overrides: Sequence[str] = (
     overrides: what the start-up figures compose.
     """
     if rounds < 2 or steps < 1:
-        raise ValueError(f"--rounds={rounds} --steps={steps}: at least 2 rounds of 1 step are needed")
+        raise RecipeError(f"--rounds={rounds} --steps={steps}: a comparison needs at least 2 rounds of 1 step")
     load = os.getloadavg()[0]
     build_corpus(recipe)
     with Arena(recipe, _steps_at_most(rounds, steps)) as arena:

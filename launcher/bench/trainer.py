@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from launcher.bench.task import Task, load_task
 from launcher.bench.turns import Turnstile
+from launcher.workers import die_with_parent
 
 
 class Samples(Dataset):
@@ -87,6 +88,7 @@ def train(task: Task, turnstile: Turnstile) -> None:
 
 def main() -> None:
     """Run as a contender."""
+    die_with_parent()
     task = load_task()
     torch.set_num_threads(task.threads)
     train(task, Turnstile(task.synchronize()))

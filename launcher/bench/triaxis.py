@@ -1,4 +1,4 @@
-"""Triaxis as a contender: the real spine, `launcher.train.train`, with one more callback that passes the turnstile.
+"""Triaxis as a contender: the real spine, `launcher.train.train`, around a run that passes the turnstile.
 
 Nothing of the step path is imitated: prefetched batches, engine, records, metrics file, progress and TensorBoard as in
 a user's run. `join`, `begin_phase` and three constructors are timed on the way for the start-up figures.
@@ -15,32 +15,14 @@ from typing import Any
 import launcher.train as spine
 from data.stream import Stream
 from launcher.bench.turns import BORN, Turnstile
-from launcher.callbacks.base import Callback, StepRecord
+from launcher.callbacks.base import StepRecord
 from launcher.config import Recipe
 from launcher.run import Run
-from launcher.workers import StopRequest
+from launcher.workers import StopRequest, die_with_parent
 from parallel.engines.base import Engine
 from parallel.mesh import Mesh
 
 PARTS = {"Mesh": "mesh", "build_engine": "engine and initial weights", "Stream": "corpus"}
-
-
-class Gate(Callback):
-    """The last callback: what the others do counts as part of the step."""
-
-    def __init__(self, turnstile: Turnstile, startup: Startup) -> None:
-        self._turnstile, self._startup = turnstile, startup
-
-    def on_step(self, record: StepRecord) -> None:
-        """Take the step's time; wait where the turn is over."""
-        if not self._turnstile.startup:
-            self._turnstile.startup = self._startup.first_step(record)
-        self._turnstile.step_done(record.loss)
-
-    def on_event(self, step: int, kind: str, message: str) -> None:
-        """A save that ended."""
-        if kind == "checkpoint":
-            self._turnstile.committed()
 
 
 class Startup:
@@ -71,20 +53,27 @@ class Startup:
 
 
 class TimedRun(Run):
-    """A run that passes the turnstile, and saves when it is told to."""
+    """A run that passes the turnstile after all callbacks of a step, and saves when it is told to."""
 
     def __init__(self, recipe: Recipe, directory: Path, turnstile: Turnstile, startup: Startup) -> None:
         super().__init__(recipe, directory, StopRequest())
         self._turnstile, self._startup = turnstile, startup
 
     def join(self, mesh: Mesh, phase: Recipe) -> bool:
-        """Append the gate to the callbacks of the run."""
-        joined = self._startup.timed("run directory and callbacks", super().join)(mesh, phase)
-        self.callbacks.append(Gate(self._turnstile, self._startup))
-        return joined
+        return self._startup.timed("run directory and tokenizer", super().join)(mesh, phase)
 
     def begin_phase(self, phase: Recipe, engine: Engine, stream: Stream) -> bool:
-        return self._startup.timed("plan", super().begin_phase)(phase, engine, stream)
+        return self._startup.timed("callbacks and plan", super().begin_phase)(phase, engine, stream)
+
+    def tell(self, hook: str, *arguments: Any) -> None:
+        """Take the step's time once every callback has seen it; wait where the turn is over."""
+        super().tell(hook, *arguments)
+        if hook == "on_step":
+            if not self._turnstile.startup:
+                self._turnstile.startup = self._startup.first_step(arguments[0])
+            self._turnstile.step_done(arguments[0].loss)
+        elif hook == "on_event" and arguments[1] == "checkpoint":
+            self._turnstile.committed()
 
     def agree(self, phase: Recipe) -> tuple[bool, bool]:
         """Save where the turn asks for it; `launcher.loop.fit` does."""
@@ -100,6 +89,7 @@ class TimedRun(Run):
 
 def main() -> None:
     """Run as a contender."""
+    die_with_parent()
     turnstile = Turnstile()
     startup = Startup(turnstile)
     for name, part in PARTS.items():

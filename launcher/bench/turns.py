@@ -49,11 +49,11 @@ class Contender:
     def __init__(self, module: str, environment: dict[str, str], log: Path) -> None:
         self.module, self.log = module, log
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        common = {**os.environ, **environment, "PYTHONPATH": path, BORN: repr(time.monotonic())}
+        known = {"PYTHONPATH": path, "TRIAXIS_PARENT": str(os.getpid()), BORN: repr(time.monotonic())}
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module],
-                env=common,
+                env={**os.environ, **environment, **known},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -101,5 +101,5 @@ def test_a_contender_that_dies_is_told_with_its_last_words(tmp_path: Path) -> No
 
 
 def test_rounds_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 2 rounds"):
+    with pytest.raises(ValueError, match="at least 2 rounds of 1 step"):
         main([*minute_model(tmp_path), "--rounds", "1"])

@@ -36,11 +36,35 @@ def test_every_experiment_composes_and_is_checked(name: str) -> None:
     assert recipe.run.name == name
 
 
+OTHERS = [(group, name) for group in groups() if group not in ("model", "experiment") for name in groups()[group]]
+
+
+@pytest.mark.parametrize(("group", "name"), OTHERS)
+def test_every_option_of_the_other_groups_composes(group: str, name: str) -> None:
+    needed = {"corpus": ["corpus.sources=[text]"], "tokenizer": ["tokenizer.path=tokenizer.json"]}
+    more = needed.get(group, []) if name in ("files", "file") else []
+    recipe = build_recipe(compose_tree([f"{group}={name}", *more]))
+    if group in ("objective", "optimizer", "schedule", "precision"):
+        assert getattr(recipe, group).name == name
+
+
+def test_a_directory_of_own_recipes_is_searched(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("layers: 7\n")
+    assert build_recipe(compose_tree(["model=mine"], str(tmp_path))).model.layers == 7
+    with pytest.raises(RecipeError, match="model=mien: no such recipe; did you mean mine"):
+        compose_tree(["model=mien"], str(tmp_path))
+    (tmp_path / "model" / "wrong.yaml").write_text("layerz: 7\n")
+    with pytest.raises(RecipeError, match="model.layerz: no such option; did you mean model.layers"):
+        build_recipe(compose_tree(["model=wrong"], str(tmp_path)))
+
+
 @pytest.mark.parametrize("name", groups()["model"])
 def test_every_model_composes_with_an_experiment(name: str) -> None:
     recipe = recipe_of("experiment=tiny", f"model={name}", "data.path=x")
     assert recipe.model.name == name
     assert recipe.run.name == "tiny"
+    check_layout(recipe, 1)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +101,19 @@ def test_every_model_composes_with_an_experiment(name: str) -> None:
         (["phases=[{name: a}]"], ["phases[0].tokens", "required"]),
         (["phases=[{tokens: 5, model: {layers: 2}}]"], ["phases[0].model", "train"]),
         (["phases=[{tokens: 5, train: {sequence_lenght: 2}}]"], ["phases[0].train.sequence_lenght", "sequence_length"]),
+        (["phases=3"], ["phases=3", "must be a list"]),
+        (["phases=[{tokens: 0}]"], ["phases[0].tokens=0", "at least 1"]),
+        (["phases=[{tokens: 5, overrides: 3}]"], ["phases[0].overrides=3", "sections"]),
+        (["phases=[{tokens: 5, train: 3}]"], ["phases[0].train=3", "section"]),
+        (["phases=[{tokens: 5, train: {tokens: 3}}]"], ["phases[0].train.tokens=3", "no effect", "phases[0].tokens"]),
+        (["phases=[{tokens: 5}, {tokens: 5, train: {max_steps: 3}}]"], ["phases[1].train.max_steps=3", "no effect"]),
+        (["experiment=null"], ["experiment=null", "tiny"]),
+        (["train.tokens=1e400"], ["train.tokens=inf", "whole number"]),
+        (["optimizer.learning_rate=inf"], ["optimizer.learning_rate=inf", "a number"]),
+        (["train.sample_prompts=abc"], ["train.sample_prompts='abc'", "a list"]),
+        (["model.rope_scaling.factr=3"], ["model.rope_scaling.factr", "model.rope_scaling.factor"]),
+        (["model.layers=${nope}"], ["nope", "model.layers"]),
+        (["run.name=.."], ["run.name='..'", "plain name"]),
         (["corpus=files"], ["corpus.sources is empty"]),
         (["tokenizer=file"], ["tokenizer.path is empty"]),
     ],

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from launcher.optim.build import optimizer_factory
-from parallel.check import check_model
+from models.decoder import DecoderLayer
+from parallel.check import check_engine, check_model, choose_engine
 from parallel.engines.base import Batch, Engine, EngineSpec
-from parallel.engines.select import build_engine, check_engine, choose_engine
+from parallel.engines.select import build_engine
 from parallel.mesh import Mesh
 from tests.parallel.cases import LENGTH, SEQUENCES, Case, tokens_of_step, weights_of_step
 
@@ -102,15 +107,88 @@ def train(case: Case, steps: int = 20) -> Curve:
     return curve
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A gradient that is not finite: of one parameter, on one rank, in one step."""
+
+    step: int
+    rank: int
+    parameter: str
+    value: float
+
+
+@dataclass
+class FaultyCurve(Curve):
+    """A curve with the bits of all state before and after the faulty step, and at the end."""
+
+    before: str = ""
+    after: str = ""
+    end: str = ""
+    struck: int = 0
+
+
+def train_with_fault(case: Case, steps: list[int], fault: Fault) -> FaultyCurve:
+    """Train over some steps; in the fault's step, on its rank, every gradient of its parameter is spoilt."""
+    curve = FaultyCurve()
+    with laid_out(case) as (engine, mesh):
+        for step in steps:
+            handle = None
+            if step == fault.step:
+                curve.before = digest(engine)
+                handle = _spoil(engine, fault, curve) if mesh.rank == fault.rank else None
+            run_steps(case, engine, mesh, range(step, step + 1), curve)
+            if step == fault.step:
+                curve.after = digest(engine)
+            if handle is not None:
+                handle.remove()
+        curve.end, curve.state = digest(engine), engine.state()
+    return curve
+
+
+def _spoil(engine: Engine, fault: Fault, curve: FaultyCurve) -> RemovableHandle:
+    parameter = dict(engine.named_parameters())[fault.parameter]
+
+    def hook(gradient: Tensor) -> Tensor:
+        curve.struck += 1
+        spoilt = gradient.clone()
+        spoilt.view(-1)[-1] = fault.value  # one element is enough
+        return spoilt
+
+    return parameter.register_hook(hook)
+
+
+def digest(engine: Engine) -> str:
+    """A hash of every bit of state on this rank: master weights, moments, and the weights that the model runs with."""
+    found = hashlib.sha256()
+    for piece in engine.pieces(for_saving=False):
+        found.update(f"{piece.name}{piece.offset}".encode())
+        found.update(_bytes(piece.tensor))
+    for name, parameter in engine.named_parameters():
+        found.update(name.encode())
+        found.update(_bytes(getattr(parameter, "ds_tensor", parameter)))  # under ZeRO 3 the own share
+    return found.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def activation_lengths(case: Case) -> list[int]:
+    """Sequence length of what each decoder layer of this rank gives on, in one forward pass."""
+    lengths: list[int] = []
+    with laid_out(case) as (engine, mesh):
+        layers = [module for module in engine.module.modules() if isinstance(module, DecoderLayer)]
+        for layer in layers:
+            layer.register_forward_hook(lambda module, inputs, output: lengths.append(output.shape[0]))
+        engine.evaluate(batch_of_step(0, mesh))
+    return lengths
+
+
 def census() -> dict[str, int]:
     """What this process holds of the machine: to see whether jobs leave anything behind."""
-    import os
-
-    from torch.distributed import distributed_c10d
-
     return {
         "threads": len(os.listdir("/proc/self/task")),
         "files": len(os.listdir("/proc/self/fd")),
-        "groups": len(distributed_c10d._world.pg_map),
+        "groups": len(dist.distributed_c10d._world.pg_map),
         "resident_mb": int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20,
     }
