@@ -34,6 +34,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+golden: setup  # after a change that is meant to move curves
+	$(BIN)/python tests/golden/record.py
+
 bench: setup
 	$(BIN)/triaxis bench train $(ARGS)
 

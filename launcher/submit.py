@@ -73,9 +73,10 @@ def _through_hydra(arguments: list[str], config_dir: str | None) -> int:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    flags = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--shell-completion", "-sc"}
-    values = {i + 1 for i, argument in enumerate(arguments) if argument in flags}
-    singles = [a for i, a in enumerate(arguments) if not a.startswith("-") and i not in values]
+    takes_value = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--shell-completion", "-sc"}
+    values = {index + 1 for index, argument in enumerate(arguments) if argument in takes_value}
+    flags = [a for index, a in enumerate(arguments) if a.startswith("-") or index in values]
+    singles = [a for index, a in enumerate(arguments) if not a.startswith("-") and index not in values]
     if not any(argument in ("-m", "--multirun") for argument in arguments):
         check_overrides(singles, config_dir)
     register_base()
@@ -89,7 +90,7 @@ def _through_hydra(arguments: list[str], config_dir: str | None) -> int:
         codes.append(train_recipe(recipe))
 
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    sys.argv = ["triaxis train", *arguments, *extra]
+    sys.argv = ["triaxis train", *flags, *singles, *extra]  # argparse takes overrides in one stretch only
     hydra.main(version_base="1.3", config_path=str(RECIPES), config_name=ENTRY)(job)()
     return max(codes, default=0)
 

@@ -1,0 +1,57 @@
+"""The run behind the golden curve; as a script it records the curve anew (`make golden`).
+
+The text is made up, the same everywhere, and read as bytes: the curve does not depend on the Python that runs it. Eight
+lines of a curve say little about learning, but any change of initial weights, order, loss, optimizer or schedule moves them.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from launcher.compare import Curve, read_curve, write_golden
+from tests.launcher.running import Triaxis, write_text
+
+GOLDEN = Path(__file__).with_name("tiny.jsonl")
+STEPS = 12
+
+
+def recipe(text: Path) -> list[str]:
+    """Overrides of the golden run: the model, optimizer and schedule of `experiment=tiny`, few tokens of bytes."""
+    return [
+        "experiment=tiny",
+        "cluster=local",
+        "tracker=none",
+        "tokenizer=byte",
+        "corpus=files",
+        "precision=fp32",
+        "corpus.name=golden",
+        f"corpus.sources=[{text}]",
+        "corpus.validation_fraction=0.2",
+        "run.name=golden",
+        f"train.tokens={STEPS * 1024}",
+        "train.batch_tokens=1024",
+        "train.micro_batch=2",
+        "train.validation_tokens=1024",
+        "train.sample_length=0",
+        "schedule.warmup_tokens=4096",
+    ]
+
+
+def run(directory: Path, *more: str) -> Curve:
+    """Train the golden run in a directory; returns its curve."""
+    triaxis = Triaxis(directory)
+    try:
+        triaxis.run("train", *recipe(write_text(directory / "text", documents=40)), *more)
+    finally:
+        triaxis.end()
+    return read_curve(directory / "runs" / "golden")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        write_golden(run(Path(scratch)), GOLDEN)
+    print(GOLDEN)
