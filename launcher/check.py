@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.manifest import Manifest
+from data.shards import Blocks
+from data.tokenizers import load_corpus_tokenizer
 from launcher.compose import phase_recipe
 from launcher.config import Recipe, RecipeError
 from parallel.check import check_engine, check_model, choose_engine, resolve_world
@@ -29,7 +31,7 @@ def with_vocabulary(recipe: Recipe, size: int) -> Recipe:
 
 def check_corpus(recipe: Recipe) -> Recipe:
     """Open the corpus of every phase; all must share a tokenizer. Returns the recipe with its vocabulary filled in."""
-    manifests = [Manifest.load(Path(phase.data.path)) for phase in phases_of(recipe)]
+    manifests = [_open(Path(phase.data.path)) for phase in phases_of(recipe)]
     first = manifests[0]
     for phase, manifest in zip(phases_of(recipe), manifests, strict=True):
         if manifest.tokenizer_fingerprint != first.tokenizer_fingerprint:
@@ -38,6 +40,15 @@ def check_corpus(recipe: Recipe) -> Recipe:
                 "tokenizer (tokenizer=file tokenizer.path=…)"
             )
     return with_vocabulary(recipe, first.vocab_size)
+
+
+def _open(path: Path) -> Manifest:
+    """A corpus whose shards are all there, with the tokenizer that they were made with."""
+    manifest = Manifest.load(path)
+    for split in manifest.splits.values():
+        Blocks(path, split, manifest.dtype)  # names a shard that is missing or of the wrong size
+    load_corpus_tokenizer(path)
+    return manifest
 
 
 def check_layout(recipe: Recipe, world_size: int) -> None:

@@ -140,16 +140,24 @@ class Checkpoints:
         self.last_save = time.monotonic()
 
     def settle(self, counters: Counters) -> None:
-        """Wait for the save in flight; what was saved is what the next engine is filled from."""
+        """Wait for the save of now; what was saved is what the next engine is filled from.
+
+        Raises CheckpointError where it failed: nobody may stop, or go on to another phase, in the belief that it is safe.
+        """
         self.saver.wait()
-        self.tell_saves()
-        self.mesh.barrier()
+        saves = [saved for saved in self.tell_saves() if saved.step == counters.step]
+        failed = bool(saves) and not any(saved.committed for saved in saves)
+        if self.mesh.any_rank(failed):
+            why = saves[-1].message if failed else "another rank could not write its part"
+            raise CheckpointError(f"step {counters.step} is not saved: {why}; then give the same command again")
         self.found, self.weights_only = self.store.path(counters.step), False
 
-    def tell_saves(self) -> None:
-        """Tell how saves ended since the last call."""
-        for saved in self.saver.poll():
+    def tell_saves(self) -> list[SaveEvent]:
+        """Tell how saves ended since the last call, and return it."""
+        saves = self.saver.poll()
+        for saved in saves:
             self.tell("checkpoint" if saved.committed else "warning", describe_save(saved))
+        return saves
 
     def close(self, seconds: float | None) -> None:
         """Let the save in flight end, for at most so long."""

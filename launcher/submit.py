@@ -79,13 +79,14 @@ def _through_hydra(arguments: list[str], config_dir: str | None) -> int:
     singles = [a for index, a in enumerate(arguments) if not a.startswith("-") and index not in values]
     if not any(argument in ("-m", "--multirun") for argument in arguments):
         check_overrides(singles, config_dir)
+    named = any(argument.startswith("run.name=") and "," in argument for argument in singles)  # names are swept too
     register_base()
     codes: list[int] = []
 
     def job(config: Any) -> None:
         recipe = build_recipe(plain(config))
         node = HydraConfig.get()
-        if node.mode == RunMode.MULTIRUN and "run.name" not in node.job.override_dirname:
+        if node.mode == RunMode.MULTIRUN and not named:
             recipe = replace(recipe, run=replace(recipe.run, name=f"{recipe.run.name}_{node.job.num}"))
         codes.append(train_recipe(recipe))
 

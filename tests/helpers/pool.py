@@ -112,7 +112,9 @@ class Pool:
         failed = [answer for answer in answers.values() if answer.failed]
         if failed:
             first = min(failed, key=lambda answer: answer.when)
-            raise RankError(f"{job}: rank {first.rank} of {self.size} failed first: {first.value}{self._log(first.rank)}")
+            raise RankError(
+                f"{job}: rank {first.rank} of {self.size} failed first: {first.value}{self._log(first.rank)}"
+            )
         return [answers[rank] for rank in range(self.size)]
 
     def _receive(self, connection: Connection, rank: int) -> Answer:

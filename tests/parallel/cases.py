@@ -22,7 +22,14 @@ SGD = OptimizerConfig(name="sgd", learning_rate=0.3, beta1=0.5, weight_decay=0.0
 
 # init_std is ten times the usual, so that attention is not uniform and a wrong head, mask or rotation is seen at once.
 _MINUTE = ModelConfig(
-    vocab_size=VOCABULARY, vocab_multiple=4, hidden_size=32, layers=4, heads=4, ffn_size=48, max_sequence=32, init_std=0.2
+    vocab_size=VOCABULARY,
+    vocab_multiple=4,
+    hidden_size=32,
+    layers=4,
+    heads=4,
+    ffn_size=48,
+    max_sequence=32,
+    init_std=0.2,
 )
 DIALECTS: dict[str, ModelConfig] = {
     # rotary, RMSNorm, SwiGLU, no biases: grouped-query and untied

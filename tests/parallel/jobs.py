@@ -184,6 +184,24 @@ def activation_lengths(case: Case) -> list[int]:
     return lengths
 
 
+@dataclass
+class ScaledCurve(Curve):
+    """A curve with the loss scale after each step."""
+
+    scales: list[float] = field(default_factory=list)
+
+
+def train_watching_scale(case: Case, steps: int) -> ScaledCurve:
+    """Train and note the loss scale after each step."""
+    curve = ScaledCurve()
+    with laid_out(case) as (engine, mesh):
+        for step in range(steps):
+            run_steps(case, engine, mesh, range(step, step + 1), curve)
+            curve.scales.append(engine.state()["loss_scale"])
+        curve.state = engine.state()
+    return curve
+
+
 def census() -> dict[str, int]:
     """What this process holds of the machine: to see whether jobs leave anything behind."""
     return {

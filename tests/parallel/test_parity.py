@@ -24,7 +24,12 @@ NORM_TOLERANCE = 1e-4  # of logits too: both show differences of single weights,
 
 
 def case(
-    dialect: str, optimizer: OptimizerConfig, *degrees: int, micro_batch: int = 2, engine: str = "deepspeed", **options: object
+    dialect: str,
+    optimizer: OptimizerConfig,
+    *degrees: int,
+    micro_batch: int = 2,
+    engine: str = "deepspeed",
+    **options: object,
 ) -> Case:
     """degrees: tensor, pipeline, data."""
     tensor, pipeline, data = degrees
@@ -40,7 +45,18 @@ LAYOUTS = [
     # tensor
     case("llama", ADAMW, 2, 1, 1, zero_stage=0, recompute="selective", micro_batch=4),
     case("gpt", SGD, 2, 1, 1, zero_stage=3, sequence_parallel=True, recompute="selective", micro_batch=4),
-    case("post", SGD, 2, 1, 1, zero_stage=1, sequence_parallel=True, recompute="block", offload_optimizer=True, micro_batch=4),
+    case(
+        "post",
+        SGD,
+        2,
+        1,
+        1,
+        zero_stage=1,
+        sequence_parallel=True,
+        recompute="block",
+        offload_optimizer=True,
+        micro_batch=4,
+    ),
     case("qwen", ADAMW, 2, 1, 1, zero_stage=2, sequence_parallel=True, micro_batch=8),
     case("post", ADAMW, 4, 1, 1, zero_stage=1, sequence_parallel=True, recompute="selective", micro_batch=8),
     # pipeline

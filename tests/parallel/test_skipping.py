@@ -51,7 +51,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("layout", "rank", "parameter", "value"), CASES, ids=lambda v: str(v) if isinstance(v, Case) else "")
+@pytest.mark.parametrize(
+    ("layout", "rank", "parameter", "value"), CASES, ids=lambda v: str(v) if isinstance(v, Case) else ""
+)
 def test_a_spoilt_gradient_on_one_rank_is_skipped_by_all(
     layout: Case, rank: int, parameter: str, value: float, pools: Pools
 ) -> None:
