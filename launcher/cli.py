@@ -21,8 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     rest = arguments[len(name.split()) :]
     if name in ("", "-h", "--help", "help"):
-        print(overview())
-        return 0
+        name = "help"
     if name not in HANDLERS:
         return _fail(f"{name}: no such command; choose one of {', '.join(HANDLERS)}")
     try:
@@ -49,6 +48,11 @@ def _fail(message: str) -> int:
     console.print("[bold red]triaxis:[/]", end=" ")
     console.print(message, markup=False)
     return 1
+
+
+def _help(arguments: list[str]) -> int:
+    print(overview())
+    return 0
 
 
 def _train(arguments: list[str]) -> int:
@@ -182,4 +186,5 @@ HANDLERS: dict[str, Command] = {
     "bench train": _bench_train,
     "completion": _completion,
     "complete": _complete,
+    "help": _help,
 }

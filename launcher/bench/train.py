@@ -12,7 +12,9 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,6 +143,7 @@ def main(arguments: list[str]) -> int:
     if not any(text.startswith("experiment=") for text in overrides):
         overrides.insert(0, "experiment=tiny")
     recipe = build_recipe(compose_tree(overrides))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch directory goes, as with Ctrl-C
     figures = run(recipe, rounds=flags.rounds, steps=flags.steps, overrides=overrides)
     show(figures)
     text = json.dumps(figures, indent=1)

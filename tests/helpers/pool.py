@@ -35,7 +35,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["torch.distributed", "megatron.core.tensor_parallel", "parallel.engines.deepspeed", "parallel.engines.torch"]
+PRELOAD = ["torch.distributed", "parallel.engines.deepspeed", "parallel.engines.torch"]
 ROOT = Path(__file__).resolve().parents[2]
 SERVER_ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -234,7 +234,7 @@ def _serve(connection: Connection, rank: int, size: int, directory: str) -> None
 def _answer(rank: int, module: str, name: str, arguments: dict[str, Any]) -> Answer:
     try:
         return Answer(rank, time.time(), False, getattr(importlib.import_module(module), name)(**arguments))
-    except BaseException:  # noqa: BLE001 (whatever it is, the parent shows it)
+    except BaseException:
         return Answer(rank, time.time(), True, traceback.format_exc())
 
 

@@ -67,11 +67,15 @@ class Case:
     optimizer: OptimizerConfig = ADAMW
     micro_batch: int = 2
     seed: int = 7
+    wide: bool = False
+    """A model whose matrices are larger than whatever else is allocated; never stepped."""
 
     @property
     def model(self) -> ModelConfig:
         """The dialect's model."""
-        return DIALECTS[self.dialect]
+        if not self.wide:
+            return DIALECTS[self.dialect]
+        return replace(DIALECTS[self.dialect], vocab_size=4000, hidden_size=512, ffn_size=1024)
 
     @property
     def world_size(self) -> int:

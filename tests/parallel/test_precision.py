@@ -127,12 +127,12 @@ def _distance(one: jobs.Curve, other: jobs.Curve) -> float:
 
 def test_the_loss_scale_of_fp16_halves_at_overflow_and_doubles_after_a_window(pools: Pools) -> None:
     window = 3
-    precision = PrecisionConfig("fp16", initial_loss_scale_power=20, loss_scale_window=window)
+    precision = PrecisionConfig("fp16", initial_loss_scale_power=24, loss_scale_window=window)
     case = Case("gpt", ParallelConfig("torch"), precision)
     (curve,) = pools.run(1, jobs.train_watching_scale, case=case, steps=24)
-    assert curve.skipped[:2] == [True, True], "a scale of 2^20 must overflow fp16's 65504"
+    assert curve.skipped[:2] == [True, True], "a scale of 2^24 must overflow fp16's 65504"
     assert not all(curve.skipped)
-    scale, good = 2.0**20, 0
+    scale, good = 2.0**24, 0
     for skipped, found in zip(curve.skipped, curve.scales, strict=True):
         scale, good = (scale / 2, 0) if skipped else (scale, good + 1)
         if good == window:
