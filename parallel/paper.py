@@ -13,14 +13,14 @@ import torch
 import torch.distributed as dist
 
 from models.config import ModelConfig
-from models.decoder import Decoder, block_costs, named_parameters
+from models.decoder import Decoder, named_parameters
 from models.parameters import declaration
 from models.random import Clock
 from parallel.check import check_model, resolve_world
 from parallel.config import ParallelConfig, ParallelError
 from parallel.layers import layers_for
 from parallel.mesh import Mesh, Place
-from parallel.stages import cut_stages
+from parallel.stages import stage_bounds
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,6 @@ class PaperRank:
         return sum(torch.Size(shape).numel() for shape in self.shapes.values())
 
 
-def stage_bounds(model: ModelConfig, parallel: ParallelConfig, sequence_length: int) -> list[int]:
-    """Boundaries of the pipeline stages in blocks, as the pipeline engine cuts them."""
-    return cut_stages(block_costs(model, sequence_length), parallel.pipeline)
-
-
 def build_rank(
     model: ModelConfig, parallel: ParallelConfig, world_size: int, rank: int, sequence_length: int
 ) -> PaperRank:
@@ -59,7 +54,7 @@ def build_rank(
     try:
         mesh = Mesh(parallel, torch.device("cpu"))
         layers = layers_for(mesh, torch.bfloat16, Clock(0))
-        bounds = stage_bounds(model, parallel, sequence_length)
+        bounds = stage_bounds(model, parallel.pipeline, sequence_length)
         start, stop = bounds[mesh.place.pipeline], bounds[mesh.place.pipeline + 1]
         with torch.device("meta"):
             stage = Decoder(model, layers, start, stop, parallel.recompute)

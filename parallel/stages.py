@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+
+from models.config import ModelConfig
+from models.decoder import block_costs
+
+
+def stage_bounds(model: ModelConfig, stages: int, sequence_length: int) -> list[int]:
+    """Boundaries of the stages in blocks of the decoder.
+
+    Each stage holds a norm: DeepSpeed sums the gradient norm over the stages once for every group of the optimizer, so a
+    stage without a parameter that does not decay (an embedding or a head alone) would leave the others waiting for ever.
+    """
+    costs = block_costs(model, sequence_length)
+    last = len(costs) - 2  # the final norm, or the last layer of a post-norm model, which ends in norms
+    edges = [0, *range(3, last), last, len(costs)] if last > 2 else [0, len(costs)]
+    units = [sum(costs[start:stop]) for start, stop in itertools.pairwise(edges)]
+    return [edges[unit] for unit in cut_stages(units, stages)]
+
 
 def cut_stages(costs: list[float], stages: int) -> list[int]:
     """Boundaries [0, …, len(costs)] of `stages` non-empty runs of blocks with the smallest possible largest cost.

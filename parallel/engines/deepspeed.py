@@ -35,7 +35,6 @@ from models.decoder import (
     Decoder,
     EmbeddingBlock,
     HeadBlock,
-    block_costs,
     block_count,
     block_recipe,
     named_parameters,
@@ -62,7 +61,7 @@ from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refres
 from parallel.engines.state import parameter_pieces
 from parallel.layers import layers_for
 from parallel.mesh import MegatronUnit, Mesh
-from parallel.stages import cut_stages
+from parallel.stages import stage_bounds
 
 
 class DeepSpeedEngine:
@@ -307,7 +306,7 @@ class _Pipeline(PipelineModule):
 
     def __init__(self, spec: EngineSpec, mesh: Mesh, layers: Layers, loss: Any) -> None:
         config = mesh.config
-        self.bounds = cut_stages(block_costs(spec.model, spec.sequence_length), config.pipeline)
+        self.bounds = stage_bounds(spec.model, config.pipeline, spec.sequence_length)
         specs = [_layer_spec(spec, layers, index, config.recompute) for index in range(block_count(spec.model))]
         topology = PipeModelDataParallelTopology(num_pp=config.pipeline, num_mp=config.tensor, num_dp=config.data)
         super().__init__(layers=specs, topology=topology, loss_fn=loss)

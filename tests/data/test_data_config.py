@@ -66,8 +66,8 @@ def test_recipes_are_valid_configurations(file):
     text = file.read_text()
     values = yaml.safe_load(text)
     assert text.startswith("# ")
-    filled = {"sources": ["stdlib"], "path": "tokenizer.json"}
-    values = {key: filled[key] if value == "???" else value for key, value in values.items()}
+    filled = {"sources": ["stdlib"], "path": "tokenizer.json"}  # what a person must give
+    values = {key: value or filled.get(key, value) for key, value in values.items()}
     if "sources" in values:
         values["sources"] = tuple(values["sources"])
     (CorpusConfig if file.parent.name == "corpus" else TokenizerConfig)(**values)

@@ -9,7 +9,7 @@ import pytest
 
 from data.build import build
 from data.config import CorpusConfig, TokenizerConfig
-from tests.launcher.running import Triaxis, minute, write_text
+from tests.launcher.running import Together, Triaxis, minute, write_text
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +33,14 @@ def triaxis(tmp_path: Path) -> Iterator[Triaxis]:
     found = Triaxis(tmp_path)
     yield found
     found.end()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
+    """Jobs of a module that run beside one another."""
+    found = Together(lambda name: tmp_path_factory.mktemp(name))
+    yield found
+    found.close()
 
 
 STEPS = 120  # of the straight run

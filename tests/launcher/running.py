@@ -17,7 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -297,8 +297,34 @@ def last_start(run: Path) -> int:
     return records(run, "start")[-1]["start_step"]
 
 
-def in_parallel(*jobs: Callable[[], Any]) -> list[Any]:
-    """Results of independent jobs that run at the same time; the first error is raised when all have ended."""
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        futures = [pool.submit(job) for job in jobs]
-    return [future.result() for future in futures]
+class Together:
+    """Independent jobs, two at a time: a process that starts keeps one core busy with imports for seconds.
+
+    A job gets commands in a directory of its own; its result, or its error, is had by its name.
+    """
+
+    def __init__(self, directory: Callable[[str], Path]) -> None:
+        self._directory = directory
+        self._pool = ThreadPoolExecutor(2)
+        self._places: list[Triaxis] = []
+        self._futures: dict[str, Future] = {}
+
+    def add(self, name: str, job: Callable[[Triaxis], Any]) -> None:
+        """Begin a job as soon as there is room."""
+        self._places.append(Triaxis(self._directory(name.replace(" ", "_"))))
+        self._futures[name] = self._pool.submit(job, self._places[-1])
+
+    def __getitem__(self, name: str) -> Any:
+        return self._futures[name].result()
+
+    def close(self) -> None:
+        """End every job and every process."""
+        for future in self._futures.values():
+            future.cancel()
+        while not all(future.done() for future in self._futures.values()):
+            for place in self._places:
+                place.end()
+            time.sleep(0.1)
+        for place in self._places:
+            place.end()
+        self._pool.shutdown()

@@ -205,7 +205,7 @@ def test_a_disk_that_becomes_full_costs_the_save_and_says_so(triaxis: Triaxis, c
     started = triaxis.start("train", *recipe)
     started.until(lambda: (run / "metrics.jsonl").exists(), "the first line")
     fill(small_disk, leave=100_000)
-    done = started.wait(60, code=1)
+    done = started.wait(120, code=1)
     triaxis.assert_nothing_runs()
     assert last_step(run) == 60
     assert not list((run / "checkpoints").glob("step_*/"))
@@ -262,7 +262,7 @@ def test_the_first_failing_ranks_error_is_shown_and_all_end(triaxis: Triaxis, co
     started = triaxis.start("train", *recipe, **environment)
     started.until_step(tmp_path / "runs" / "run", 3)
     began = time.monotonic()
-    done = started.wait(30, code=1)
+    done = started.wait(120, code=1)
     triaxis.assert_nothing_runs()
     assert time.monotonic() - began < 10
     message = done.output[done.output.index("triaxis: ") :]
@@ -279,7 +279,7 @@ def test_a_rank_that_is_killed_ends_the_others(triaxis: Triaxis, corpus: Path, t
     started.until_step(tmp_path / "runs" / "run", 3)
     began = time.monotonic()
     os.kill(rank_processes(triaxis)[victim], signal.SIGKILL)
-    done = started.wait(30, code=1)
+    done = started.wait(120, code=1)
     triaxis.assert_nothing_runs()
     assert time.monotonic() - began < 10
     message = done.output[done.output.index("triaxis: ") :]
@@ -309,6 +309,6 @@ def test_init_from_a_place_without_checkpoints(triaxis: Triaxis, corpus: Path, t
 def test_torchrun_ranks_tell_a_mistake_once_each_and_end(triaxis: Triaxis, corpus: Path) -> None:
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     started = triaxis.start("-m", "launcher.train", *minute(corpus, 2, parallel__data=3), program=program)
-    done = started.wait(60, code=1)
+    done = started.wait(120, code=1)
     triaxis.assert_nothing_runs()
     assert "parallel.data=3" in done.output and "the world has 2" in done.output

@@ -16,6 +16,8 @@ from tests.launcher.conftest import STEPS, straight_recipe
 from tests.launcher.running import (
     BATCH,
     INTERRUPTED,
+    Done,
+    Together,
     Triaxis,
     assert_close_curve,
     assert_same_curve,
@@ -23,7 +25,6 @@ from tests.launcher.running import (
     committed,
     curve,
     flip_byte,
-    in_parallel,
     last_start,
     last_step,
     minute,
@@ -36,21 +37,31 @@ from tests.launcher.running import (
 OFTEN = {"checkpoint__every_tokens": BATCH, "checkpoint__keep_last": 2}
 
 
+# What needs no test's own eyes runs beside one another
+
+
+@pytest.fixture(scope="module")
+def ran(together: Together, corpus: Path, straight: Path) -> Together:
+    """Runs of one process that were stopped, damaged or had ended, each with its run directory as result."""
+    together.add("signals", lambda triaxis: interrupt_twice(triaxis, straight_recipe(corpus)))
+    together.add("early signal", lambda triaxis: signal_early(triaxis, minute(corpus, 2), 0.3))
+    together.add("finished", lambda triaxis: run_again(triaxis, corpus, straight))
+    together.add("strict", lambda triaxis: damaged(triaxis, corpus, straight, fall_back=False, code=1))
+    together.add("lenient", lambda triaxis: damaged(triaxis, corpus, straight, fall_back=True, code=0))
+    return together
+
+
 # Signals
 
 
-@pytest.mark.parametrize("asynchronous", [True, False])
-def test_a_signal_saves_and_the_same_command_goes_on(
-    triaxis: Triaxis, corpus: Path, straight: Path, asynchronous: bool
-) -> None:
-    """One after the other SIGTERM and SIGINT, then to the end."""
-    recipe = straight_recipe(corpus, checkpoint__asynchronous=asynchronous)
+def interrupt_twice(triaxis: Triaxis, recipe: list[str]) -> Path:
+    """SIGTERM, the same command again, SIGINT, and once more to the end."""
     run = triaxis.directory / "runs" / "run"
     for number, step in ((signal.SIGTERM, 8), (signal.SIGINT, 50)):
         started = triaxis.start("train", *recipe)
         started.until_step(run, step)
         started.process.send_signal(number)
-        done = started.wait(30, code=INTERRUPTED)
+        done = started.wait(120, code=INTERRUPTED)
         triaxis.assert_nothing_runs()
         assert "the same command goes on from here" in done.output
         assert step <= committed(run)[-1] == last_step(run) < STEPS
@@ -58,29 +69,47 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     stopped_at = last_step(run)
     triaxis.run("train", *recipe)
     assert last_start(run) == stopped_at
+    return run
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(ran: Together, straight: Path) -> None:
+    run = ran["signals"]
     assert_same_curve(run, straight)
     assert [record["outcome"] for record in records(run, "end")] == ["interrupted", "interrupted", "finished"]
 
 
-@pytest.mark.parametrize(("world", "after"), [(2, 0.0), (1, 0.3)])
-def test_a_signal_before_the_first_step_is_an_interruption_too(
-    triaxis: Triaxis, corpus: Path, world: int, after: float
-) -> None:
-    """While the ranks still import: there is nothing to save, and nothing has failed."""
-    recipe = minute(corpus, 2, parallel__data=world)
+@pytest.mark.slow
+def test_a_signal_saves_where_writing_is_not_asynchronous(triaxis: Triaxis, corpus: Path, straight: Path) -> None:
+    run = interrupt_twice(triaxis, straight_recipe(corpus, checkpoint__asynchronous=False))
+    assert_same_curve(run, straight)
+
+
+def signal_early(triaxis: Triaxis, recipe: list[str], after: float) -> Done:
+    """SIGTERM so many seconds after the first rank has started."""
     started = triaxis.start("train", *recipe)
     started.until(lambda: rank_processes(triaxis), "a rank")
     time.sleep(after)
     started.process.send_signal(signal.SIGTERM)
-    done = started.wait(30, code=INTERRUPTED)
+    done = started.wait(120, code=INTERRUPTED)
     triaxis.assert_nothing_runs()
-    assert "Traceback" not in done.output and "failed" not in done.output
-    assert last_step(triaxis.directory / "runs" / "run") <= 1
+    return done
 
 
-def test_the_finished_run_is_left_alone_by_the_same_command(triaxis: Triaxis, corpus: Path, straight: Path) -> None:
-    run = shutil.copytree(straight, triaxis.directory / "runs" / "run")
+def test_a_signal_while_ranks_import_is_an_interruption_too(ran: Together, triaxis: Triaxis, corpus: Path) -> None:
+    """There is nothing to save, and nothing has failed."""
+    for done in (ran["early signal"], signal_early(triaxis, minute(corpus, 2, parallel__data=2), 0.0)):
+        assert "Traceback" not in done.output and "failed" not in done.output
+
+
+def run_again(triaxis: Triaxis, corpus: Path, straight: Path) -> Path:
+    """The command of a run that has finished."""
+    run = Path(shutil.copytree(straight, triaxis.directory / "runs" / "run"))
     triaxis.run("train", *straight_recipe(corpus))
+    return run
+
+
+def test_a_finished_run_is_left_alone_by_the_same_command(ran: Together, straight: Path) -> None:
+    run = ran["finished"]
     assert committed(run) == committed(straight) and last_start(run) == STEPS
     assert_same_curve(run, straight)
 
@@ -118,23 +147,17 @@ def assert_nothing_lost(run: Path, saved: int) -> None:
     assert last_start(run) - saved in (0, 1), (last_start(run), saved)
 
 
-def test_sigkill_at_random_moments(triaxis: Triaxis, corpus: Path, straight: Path, straight_two: Path) -> None:
-    def harass_one() -> None:
-        recipe = straight_recipe(corpus, run__name="one", **OFTEN)
-        harass(triaxis_one, recipe, triaxis_one.directory / "runs" / "one", 4, random.Random(5), 5.0)
+def test_sigkill_at_random_moments(together: Together, corpus: Path, straight: Path, straight_two: Path) -> None:
+    def harassed(triaxis: Triaxis, recipe: list[str], kills: int, seed: int) -> Path:
+        run = triaxis.directory / "runs" / "run"
+        harass(triaxis, recipe, run, kills, random.Random(seed), 4.0)
+        return run
 
-    def harass_two() -> None:
-        recipe = two_recipe(corpus, run__name="two", **OFTEN)
-        harass(triaxis, recipe, triaxis.directory / "runs" / "two", 2, random.Random(6), 8.0)
-
-    (triaxis.directory / "beside").mkdir()
-    triaxis_one = Triaxis(triaxis.directory / "beside")
-    try:
-        in_parallel(harass_one, harass_two)
-    finally:
-        triaxis_one.end()
-    assert_same_curve(triaxis_one.directory / "runs" / "one", straight)
-    assert_same_curve(triaxis.directory / "runs" / "two", straight_two)
+    one, two = straight_recipe(corpus, **OFTEN), two_recipe(corpus, **OFTEN)
+    together.add("two ranks killed", lambda triaxis: harassed(triaxis, two, 2, 6))
+    together.add("one rank killed", lambda triaxis: harassed(triaxis, one, 4, 5))
+    assert_same_curve(together["one rank killed"], straight)
+    assert_same_curve(together["two ranks killed"], straight_two)
 
 
 @pytest.mark.slow
@@ -180,24 +203,28 @@ def test_torchrun_gives_the_same_curve(triaxis: Triaxis, corpus: Path, straight_
 # Damage
 
 
-def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_used(
-    triaxis: Triaxis, corpus: Path, straight: Path
-) -> None:
-    runs = triaxis.directory / "runs"
-    for name in ("run", "strict"):
-        run = rewound(straight, runs / name, 60)
-        flip_byte(checkpoint(run, 60) / data_name(0))
-    refused = triaxis.start("train", *straight_recipe(corpus, run__name="strict", checkpoint__fall_back=False))
-    served = triaxis.start("train", *straight_recipe(corpus))
-    text = refused.wait(code=1).output
-    assert "step_000000060" in text and "altered" in text and "checkpoint.fall_back" in text
-    assert "Traceback" not in text
-    assert checkpoint(runs / "strict", 60).exists() and len(records(runs / "strict", "start")) == 1
-    text = served.wait(code=0).output
-    triaxis.assert_nothing_runs()
-    assert "step_000000060" in text and "using the checkpoint before it" in text
-    assert (runs / "run" / "checkpoints" / "step_000000060.corrupt").exists()
-    assert_same_curve(runs / "run", straight)
+def damaged(triaxis: Triaxis, corpus: Path, straight: Path, *, fall_back: bool, code: int) -> tuple[Path, str]:
+    """A run whose newest checkpoint has one altered bit; returns its directory and what the command said."""
+    run = rewound(straight, triaxis.directory / "runs" / "run", 60)
+    flip_byte(checkpoint(run, 60) / data_name(0))
+    done = triaxis.run("train", *straight_recipe(corpus, checkpoint__fall_back=fall_back), code=code)
+    return run, done.output
+
+
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_it_used(ran: Together, straight: Path) -> None:
+    run, text = ran["lenient"]
+    assert "step_000000060" in text and "altered" in text and "using the checkpoint before it" in text
+    assert (run / "checkpoints" / "step_000000060.corrupt").exists()
+    assert last_start(run) == 40
+    assert_same_curve(run, straight)
+
+
+def test_a_corrupt_checkpoint_is_refused_where_the_recipe_says_so(ran: Together) -> None:
+    run, text = ran["strict"]
+    message = text[text.index("triaxis: ") :]
+    assert "step_000000060" in message and "altered" in message and "checkpoint.fall_back" in message
+    assert message.count("\n") == 1 and "Traceback" not in text
+    assert checkpoint(run, 60).exists() and len(records(run, "start")) == 1
 
 
 def test_what_one_rank_finds_corrupt_none_uses(triaxis: Triaxis, corpus: Path, straight_two: Path) -> None:
@@ -214,29 +241,28 @@ def test_what_one_rank_finds_corrupt_none_uses(triaxis: Triaxis, corpus: Path, s
 
 def cube_recipe(corpus: Path, *more: str, **options: object) -> list[str]:
     every = {"checkpoint__every_tokens": 2 * BATCH, "train__validate_every_tokens": 2 * BATCH}
-    return minute(corpus, 8, *more, **{**every, **options})
+    return minute(corpus, 7, *more, **{**every, **options})
 
 
 @pytest.fixture(scope="session")
 def straight_cube(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """The run directory of 2 x 2 x 2 processes that nobody disturbed."""
+    """The run directory of 2 x 2 x 2 processes that nobody disturbed until the last commit; then SIGKILL."""
     triaxis = Triaxis(tmp_path_factory.mktemp("straight_cube"))
+    run = triaxis.directory / "runs" / "run"
     try:
-        triaxis.run("train", "parallel=3d", *cube_recipe(corpus))
+        started = triaxis.start("train", "parallel=3d", *cube_recipe(corpus))
+        started.until(lambda: 7 in committed(run), "the last commit")
+        started.kill()
     finally:
         triaxis.end()
-    return triaxis.directory / "runs" / "run"
+    assert len(curve(run)) == 7
+    return run
 
 
 def test_eight_processes_go_on_after_a_sigkill_bitwise(triaxis: Triaxis, corpus: Path, straight_cube: Path) -> None:
-    recipe, run = ["parallel=3d", *cube_recipe(corpus)], triaxis.directory / "runs" / "run"
-    started = triaxis.start("train", *recipe)
-    started.until(lambda: committed(run), "a commit")
-    started.kill()
-    saved = committed(run)[-1]
-    assert 2 <= saved < 8
-    triaxis.run("train", *recipe)
-    assert last_start(run) == saved
+    run = rewound(straight_cube, triaxis.directory / "runs" / "run", 4)
+    triaxis.run("train", "parallel=3d", *cube_recipe(corpus))
+    assert last_start(run) == 4
     assert_same_curve(run, straight_cube)
 
 

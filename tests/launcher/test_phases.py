@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tests.launcher.conftest import STEPS, straight_recipe
 from tests.launcher.running import (
     BATCH,
     INTERRUPTED,
+    Done,
+    Together,
     Triaxis,
     assert_close_curve,
     assert_same_curve,
@@ -20,7 +23,6 @@ from tests.launcher.running import (
     committed,
     curve,
     flip_byte,
-    in_parallel,
     last_start,
     minute,
     records,
@@ -50,6 +52,24 @@ def straight_phases(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> P
     return triaxis.directory / "runs" / "run"
 
 
+@pytest.fixture(scope="module")
+def ran(together: Together, corpus: Path, straight: Path, straight_phases: Path) -> Together:
+    """Runs of one process, two at a time, each with its run directory as result."""
+    together.add("stopped", lambda triaxis: stop_and_kill(triaxis, corpus))
+    together.add("precision", lambda triaxis: change_precision(triaxis, corpus))
+    together.add("everything", lambda triaxis: take_everything(triaxis, corpus, straight))
+    for step in (16, FIRST, 28):
+        together.add(f"from {step}", partial(go_on, corpus=corpus, run=straight_phases, step=step))
+    together.add("corrupt", partial(go_on, corpus=corpus, run=straight_phases, step=28, damaged=(28, FIRST)))
+    together.add("one phase", lambda triaxis: train_one_phase(triaxis, corpus))
+    together.add("weights", lambda triaxis: take_weights(triaxis, corpus, straight))
+    wider = minute(corpus, 2, run__init_from=straight, model__ffn_size=128)
+    deeper = minute(corpus, 2, run__init_from=straight, model__layers=3)
+    together.add("wider", lambda triaxis: triaxis.run("train", *wider, code=1))
+    together.add("deeper", lambda triaxis: triaxis.run("train", *deeper, code=1))
+    return together
+
+
 def test_a_run_goes_from_phase_to_phase(straight_phases: Path, straight: Path) -> None:
     found = curve(straight_phases)
     assert [line[1] for line in found] == ["short"] * FIRST + ["long"] * SECOND
@@ -68,23 +88,37 @@ def test_a_run_goes_from_phase_to_phase(straight_phases: Path, straight: Path) -
     assert found[-1][3] < found[FIRST][3] < found[0][3]
 
 
-@pytest.mark.parametrize("step", [16, FIRST, 28])
-def test_going_on_from_before_at_and_after_the_border(
-    triaxis: Triaxis, corpus: Path, straight_phases: Path, step: int
-) -> None:
-    run = rewound(straight_phases, triaxis.directory / "runs" / "run", step)
+def go_on(triaxis: Triaxis, corpus: Path, run: Path, step: int, damaged: tuple[int, ...] = ()) -> Path:
+    """A run killed after the checkpoint of a step, some checkpoints with an altered bit, and the same command."""
+    copy = rewound(run, triaxis.directory / "runs" / "run", step)
+    for other in damaged:
+        flip_byte(checkpoint(copy, other) / data_name(0))
     triaxis.run("train", *growing(corpus))
+    return copy
+
+
+@pytest.mark.parametrize("step", [16, FIRST, 28])
+def test_going_on_from_before_at_and_after_the_border(ran: Together, straight_phases: Path, step: int) -> None:
+    run = ran[f"from {step}"]
     assert last_start(run) == step
     assert_same_curve(run, straight_phases)
 
 
-def test_signals_and_kills_around_the_border(triaxis: Triaxis, corpus: Path, straight_phases: Path) -> None:
-    """SIGTERM at the last step of the first phase or a little later, then SIGKILL in the second phase."""
+def test_corrupt_checkpoints_throw_a_run_back_over_the_border(ran: Together, straight_phases: Path) -> None:
+    run = ran["corrupt"]
+    warnings = [record["text"] for record in records(run, "event") if record["event"] == "warning"]
+    assert ["step_000000028" in warnings[0], f"step_{FIRST:09d}" in warnings[1]] == [True, True]
+    assert last_start(run) == 16
+    assert_same_curve(run, straight_phases)
+
+
+def stop_and_kill(triaxis: Triaxis, corpus: Path) -> Path:
+    """SIGTERM at the last step of the first phase or a little later, then SIGKILL in the second phase, then the end."""
     run = triaxis.directory / "runs" / "run"
     started = triaxis.start("train", *growing(corpus))
     started.until_step(run, FIRST)
     started.process.send_signal(signal.SIGTERM)
-    started.wait(60, code=INTERRUPTED)
+    started.wait(120, code=INTERRUPTED)
     assert committed(run)[-1] >= FIRST
     started = triaxis.start("train", *growing(corpus, checkpoint__every_tokens=BATCH))
     started.until_step(run, FIRST + 10)
@@ -92,47 +126,47 @@ def test_signals_and_kills_around_the_border(triaxis: Triaxis, corpus: Path, str
     saved = committed(run)[-1]
     triaxis.run("train", *growing(corpus))
     assert last_start(run) in (saved, saved + 1)
-    assert_same_curve(run, straight_phases)
+    return run
 
 
-def test_a_corrupt_checkpoint_throws_the_run_back_over_the_border(
-    triaxis: Triaxis, corpus: Path, straight_phases: Path
-) -> None:
-    run = rewound(straight_phases, triaxis.directory / "runs" / "run", 28)
-    for step in (28, FIRST):
-        flip_byte(checkpoint(run, step) / data_name(0))
-    done = triaxis.run("train", *growing(corpus))
-    assert "step_000000028" in done.output and f"step_{FIRST:09d}" in done.output
-    assert last_start(run) == 16
-    assert_same_curve(run, straight_phases)
+def test_signals_and_kills_around_the_border(ran: Together, straight_phases: Path) -> None:
+    assert_same_curve(ran["stopped"], straight_phases)
 
 
-def test_one_phase_is_the_plain_run(triaxis: Triaxis, corpus: Path, straight: Path) -> None:
-    recipe = straight_recipe(corpus, f"phases=[{{name: main, tokens: {STEPS * BATCH}}}]", train__tokens=7)
-    triaxis.run("train", *recipe)
-    assert_same_curve(triaxis.directory / "runs" / "run", straight)
+def train_one_phase(triaxis: Triaxis, corpus: Path) -> Path:
+    """The straight run's recipe with its budget in a phase."""
+    triaxis.run("train", *straight_recipe(corpus, f"phases=[{{name: main, tokens: {STEPS * BATCH}}}]", train__tokens=7))
+    return triaxis.directory / "runs" / "run"
 
 
-def test_precision_and_schedule_may_change(triaxis: Triaxis, corpus: Path, straight_phases: Path) -> None:
-    """float32 then bf16, each with a schedule of its own; going on within the second is bitwise."""
-    second = (
-        f"{{tokens: {16 * BATCH}, precision: {{name: bf16}}, schedule: {{name: linear, warmup_tokens: {4 * BATCH}}}}}"
-    )
-    recipe = minute(
-        corpus, 1, f"phases=[{BORDER},{second}]", schedule__span="phase", checkpoint__every_tokens=8 * BATCH
-    )
+def test_one_phase_is_the_plain_run(ran: Together, straight: Path) -> None:
+    assert_same_curve(ran["one phase"], straight)
+
+
+def change_precision(triaxis: Triaxis, corpus: Path) -> Path:
+    """float32 then bf16, each with a schedule of its own; a copy goes on from within the second phase."""
+    schedule = f"{{name: linear, warmup_tokens: {4 * BATCH}}}"
+    second = f"{{tokens: {16 * BATCH}, precision: {{name: bf16}}, schedule: {schedule}}}"
+    options = {"schedule__span": "phase", "checkpoint__every_tokens": 8 * BATCH}
+    recipe = minute(corpus, 1, f"phases=[{BORDER},{second}]", **options)
     triaxis.run("train", *recipe)
     run = triaxis.directory / "runs" / "run"
+    rewound(run, triaxis.directory / "runs" / "again", 32)
+    triaxis.run("train", *recipe, "run.name=again")
+    return run
+
+
+def test_precision_and_schedule_may_change(ran: Together, straight_phases: Path) -> None:
+    run = ran["precision"]
     found = curve(run)
+    assert [line[3] for line in found[:2]] == [line[3] for line in curve(straight_phases)[:2]]
     assert found[FIRST - 1][5] == pytest.approx(0.1 * 3e-3), "the first phase's schedule ends with it"
     warm = [line[5] for line in found[FIRST : FIRST + 4]]
     assert warm == pytest.approx([3e-3 * part for part in (0.25, 0.5, 0.75, 1.0)])
     assert found[-1][5] == pytest.approx(0.1 * 3e-3)
     assert found[-1][3] < found[FIRST][3] < found[0][3]
-    again = rewound(run, triaxis.directory / "runs" / "again", 32)
-    triaxis.run("train", *recipe, "run.name=again")
-    assert last_start(again) == 32
-    assert_same_curve(again, run)
+    assert last_start(run.with_name("again")) == 32
+    assert_same_curve(run.with_name("again"), run)
 
 
 def test_the_layout_may_change_within_one_world(triaxis: Triaxis, corpus: Path, straight_phases: Path) -> None:
@@ -152,38 +186,41 @@ def test_the_layout_may_change_within_one_world(triaxis: Triaxis, corpus: Path, 
 # Starting from another run
 
 
-def test_weights_of_another_run_begin_a_new_one(triaxis: Triaxis, corpus: Path, straight: Path) -> None:
+def take_weights(triaxis: Triaxis, corpus: Path, straight: Path) -> Path:
+    """Two steps that change nothing, from the weights of another run."""
+    triaxis.run("train", *minute(corpus, 2, optimizer__learning_rate=0, run__init_from=straight))
+    return triaxis.directory / "runs" / "run"
+
+
+def test_weights_of_another_run_begin_a_new_one(ran: Together, straight: Path) -> None:
     """With a learning rate of 0 the weights stay those of the other run, and so does its validation loss."""
-    frozen = {"optimizer__learning_rate": 0, "run__init_from": straight}
-    triaxis.run("train", *minute(corpus, 2, **frozen))
-    run = triaxis.directory / "runs" / "run"
+    run = ran["weights"]
     assert validations(run)[2] == validations(straight)[STEPS]
     assert last_start(run) == 0
     assert [line[-1] for line in curve(run)] == [line[-1] for line in curve(straight)[:2]], "the text begins anew"
 
 
-def test_everything_of_another_run_goes_on_with_it(triaxis: Triaxis, corpus: Path, straight: Path) -> None:
-    """From a checkpoint in the middle, and a kill on the way: the curve that the other run had."""
-    origin = checkpoint(straight, 60)
-    recipe = straight_recipe(corpus, run__init_from=origin, run__init_what="everything", train__max_steps=100)
-    triaxis.run("train", *recipe)
+def take_everything(triaxis: Triaxis, corpus: Path, straight: Path) -> Path:
+    """From a checkpoint in the middle of another run to its end, with a stop on the way."""
+    options = {"run__init_from": checkpoint(straight, 60), "run__init_what": "everything"}
+    recipe = straight_recipe(corpus, **options)
+    triaxis.run("train", *recipe, "train.max_steps=100")
     run = triaxis.directory / "runs" / "run"
     assert last_start(run) == 60 and committed(run)[-1] == 100
-    triaxis.run("train", *recipe, "train.max_steps=0")
+    triaxis.run("train", *recipe)
+    return run
+
+
+def test_everything_of_another_run_goes_on_with_it(ran: Together, straight: Path) -> None:
+    run = ran["everything"]
     assert last_start(run) == 100, "its own checkpoint comes before init_from"
     assert curve(run) == curve(straight)[60:]
-    assert records(run, "end")[-1]["outcome"] == "finished"
 
 
-def test_two_runs_from_one(triaxis: Triaxis, corpus: Path, straight: Path) -> None:
-    """Weights of one model do not fit another, and the message says which tensors."""
-    wider = minute(corpus, 2, run__init_from=straight, run__name="wider", model__ffn_size=128)
-    deeper = minute(corpus, 2, run__init_from=straight, run__name="deeper", model__layers=3)
-    first, second = in_parallel(
-        lambda: triaxis.start("train", *wider).wait(60, code=1),
-        lambda: triaxis.start("train", *deeper).wait(60, code=1),
-    )
-    triaxis.assert_nothing_runs()
-    assert "other shapes" in first.output and "feedforward" in first.output.lower().replace("_", "")
-    assert "lacks" in second.output and "layers.2." in second.output
-    assert "Traceback" not in first.output + second.output
+def test_weights_of_another_model_are_refused(ran: Together) -> None:
+    """The message says which tensors do not fit."""
+    wider: Done = ran["wider"]
+    deeper: Done = ran["deeper"]
+    assert "other shapes" in wider.output and "feed" in wider.output
+    assert "lacks" in deeper.output and "layers.2." in deeper.output
+    assert "Traceback" not in wider.output + deeper.output

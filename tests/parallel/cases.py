@@ -50,6 +50,8 @@ DIALECTS: dict[str, ModelConfig] = {
         dropout=0.1,
         attention_dropout=0.1,
     ),
+    # a vocabulary that outweighs the layers: the last of two stages is the tied head alone
+    "head": replace(_MINUTE, vocab_size=1001, layers=2, tied_embeddings=True),
     # query-key norm, biases in the attention projections only, grouped-query with dropout in its attention, tied
     "qwen": replace(
         _MINUTE, kv_heads=2, qk_norm=True, qkv_bias=True, tied_embeddings=True, dropout=0.1, attention_dropout=0.1

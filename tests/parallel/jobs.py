@@ -8,15 +8,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from launcher.optim.build import optimizer_factory
 from models.decoder import DecoderLayer
 from parallel.check import check_engine, check_model, choose_engine
+from parallel.config import ParallelConfig
 from parallel.engines.base import Batch, Engine, EngineSpec
 from parallel.engines.select import build_engine
 from parallel.mesh import Mesh
@@ -202,11 +205,52 @@ def train_watching_scale(case: Case, steps: int) -> ScaledCurve:
     return curve
 
 
-def census() -> dict[str, int]:
-    """What this process holds of the machine: to see whether jobs leave anything behind."""
+@dataclass
+class MeshSeen:
+    """A mesh as one rank sees it. place, topology: (tensor, data, pipeline), by megatron-core and by DeepSpeed."""
+
+    place: tuple[int, int, int]
+    topology: tuple[int, int, int]
+    data: int
+    groups: dict[str, list[int]]
+    first: bool
+    last: bool
+    sum_over_data: float
+    any_rank: tuple[bool, bool]
+    table: str
+
+
+def describe_mesh(config: ParallelConfig) -> MeshSeen:
+    """All that a mesh tells."""
+    mesh = Mesh(config, CPU)
+    degrees = mesh.config
+    topology = PipeModelDataParallelTopology(num_pp=degrees.pipeline, num_mp=degrees.tensor, num_dp=degrees.data)
+    there = topology.get_coord(mesh.rank)
+    axes = ("tensor", "data", "pipeline", "model")
+    seen = MeshSeen(
+        place=(mesh.place.tensor, mesh.place.data, mesh.place.pipeline),
+        topology=(there.model, there.data, there.pipe),
+        data=degrees.data,
+        groups={axis: dist.get_process_group_ranks(getattr(mesh, f"{axis}_group")) for axis in axes},
+        first=mesh.first_stage,
+        last=mesh.last_stage,
+        sum_over_data=mesh.sum_over_data(float(mesh.rank)),
+        any_rank=(mesh.any_rank(mesh.rank == mesh.world_size - 1), mesh.any_rank(False)),
+        table=mesh.table(),
+    )
+    mesh.close()
+    return seen
+
+
+def census() -> dict[str, Any]:
+    """What this process holds of the machine, and whatever of engines is still alive in it."""
+    gc.collect()
+    alive = gc.get_objects()
+    kinds = ("DeepSpeedEngine", "PipelineEngine", "TorchEngine", "Decoder", "Mesh", "AdamW")
     return {
         "threads": len(os.listdir("/proc/self/task")),
         "files": len(os.listdir("/proc/self/fd")),
         "groups": len(dist.distributed_c10d._world.pg_map),
-        "resident_mb": int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20,
+        "engines": [type(found).__name__ for found in alive if type(found).__name__ in kinds],
+        "parameters": sum(type(found) is torch.nn.Parameter for found in alive),
     }

@@ -65,6 +65,8 @@ LAYOUTS = [
     case("llama", SGD, 1, 2, 1, zero_stage=1, recompute="selective", micro_batch=8),
     case("post", ADAMW, 1, 2, 1, zero_stage=1, offload_optimizer=True),
     case("gpt", ADAMW, 1, 4, 1, zero_stage=1),
+    case("head", SGD, 1, 2, 1, zero_stage=1),
+    case("head", ADAMW, 1, 2, 2, zero_stage=0),
     # data
     case("post", ADAMW, 1, 1, 2, zero_stage=0, recompute="block"),
     case("llama", SGD, 1, 1, 2, zero_stage=1, recompute="selective", offload_optimizer=True),

@@ -1,0 +1,281 @@
+"""What Triaxis relies on in torch, megatron-core and DeepSpeed beyond their documentation, each as a small check.
+
+A check runs on every rank of a world of 2; it fails by assertion. `test_contract.py` runs each under its own name, so an
+upgrade that changes one of them is told by that name and the place in our code that has to follow.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.pipe import PipelineModule
+from deepspeed.runtime.pipe import p2p
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+from parallel import megatron
+from parallel.config import ParallelConfig, PrecisionConfig
+from parallel.engines.base import applied_steps, ensure_state
+from parallel.engines.deepspeed import _join_deepspeed
+from parallel.mesh import Mesh
+from tests.parallel.cases import Case
+from tests.parallel.jobs import CPU, Curve, laid_out, run_steps
+
+Check = Callable[[], None]
+CHECKS: dict[str, Check] = {}
+
+
+def relied_on(name: str) -> Callable[[Check], Check]:
+    """Register a check. name: what is relied on, and where."""
+
+    def register(check: Check) -> Check:
+        assert name not in CHECKS
+        CHECKS[name] = check
+        return check
+
+    return register
+
+
+def run(name: str) -> None:
+    """The job: one check."""
+    CHECKS[name]()
+
+
+def parameters_of(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def has(thing: Any, *names: str) -> None:
+    missing = [name for name in names if not hasattr(thing, name)]
+    assert not missing, f"{type(thing).__name__} lacks {missing}"
+
+
+# torch ----------------------------------------------------------------------------------------------------------------
+
+
+@relied_on("torch: _is_avx512_bf16_supported and _is_amx_tile_supported say whether bf16 is native (engines/base.py)")
+def _native_bf16() -> None:
+    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
+    assert isinstance(torch.cpu._is_amx_tile_supported(), bool)
+
+
+@relied_on("torch: _world.pg_map lists all process groups, destroying one takes it out (mesh.py)")
+def _process_groups() -> None:
+    groups = dist.distributed_c10d._world.pg_map
+    before = set(groups)
+    made = dist.new_group([0, 1])
+    assert set(groups) == before | {made}
+    dist.barrier()
+    dist.destroy_process_group(made)
+    assert set(groups) == before
+
+
+@relied_on("torch: Adam and SGD take moments that were made before the first step (engines/base.py, ensure_state)")
+def _early_moments() -> None:
+    for kind, options in ((torch.optim.AdamW, {}), (torch.optim.SGD, {"momentum": 0.9})):
+        ends = []
+        for early in (False, True):
+            parameter = torch.nn.Parameter(torch.arange(5.0))
+            optimizer = kind([parameter], lr=0.1, fused=True, **options)
+            if early:
+                ensure_state(optimizer)
+            for _ in range(3):
+                parameter.grad = parameter.detach() * 2 + 1
+                optimizer.step()
+            ends.append(parameter.detach().clone())
+        assert torch.equal(*ends), kind
+    adam = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], fused=True)
+    ensure_state(adam)
+    assert applied_steps(adam) == 0.0
+    (state,) = adam.state.values()
+    assert {key: value.shape for key, value in state.items()} == {"step": (), "exp_avg": (2,), "exp_avg_sq": (2,)}
+
+
+@relied_on(
+    "torch: a step's pre-hook may take all gradients away, then Adam changes nothing (engines/deepspeed.py, ZeRO 0)"
+)
+def _no_gradients() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.5, fused=True)
+    ensure_state(optimizer)
+    optimizer.register_step_pre_hook(lambda opt, args, kwargs: opt.zero_grad(set_to_none=True))
+    parameter.grad = torch.full((3,), float("nan"))
+    optimizer.step()
+    assert torch.equal(parameter.detach(), torch.ones(3))
+    assert applied_steps(optimizer) == 0.0
+
+
+@relied_on("torch: a fake process group (paper.py)")
+def _fake_group() -> None:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    FakeStore()
+    assert dist.Backend.FAKE == "fake"
+
+
+# megatron-core --------------------------------------------------------------------------------------------------------
+
+
+@relied_on("megatron-core: arguments of the tensor-parallel layers (parallel/layers.py)")
+def _megatron_signatures() -> None:
+    column = {"config", "init_method", "bias", "gather_output", "skip_weight_param_allocation", "disable_grad_reduce"}
+    assert column | {"tp_group"} <= parameters_of(megatron.ColumnParallelLinear)
+    row = {"config", "init_method", "bias", "input_is_parallel", "skip_bias_add", "tp_group"}
+    assert row <= parameters_of(megatron.RowParallelLinear)
+    assert {"init_method", "config", "tp_group"} <= parameters_of(megatron.VocabParallelEmbedding)
+    assert list(inspect.signature(megatron.linear_with_grad_accumulation_and_async_allreduce).parameters)[:6] == [
+        "input",
+        "weight",
+        "bias",
+        "gradient_accumulation_fusion",
+        "allreduce_dgrad",
+        "sequence_parallel",
+    ]
+    assert "group" in parameters_of(megatron.copy_to_tensor_model_parallel_region)
+
+
+@relied_on("megatron-core: ranks run tensor, data, pipeline (mesh.py)")
+def _rank_order() -> None:
+    initialise = megatron.parallel_state.initialize_model_parallel
+    assert inspect.signature(initialise).parameters["order"].default == "tp-cp-ep-dp-pp"
+    assert {"create_gloo_process_groups", "distributed_timeout_minutes"} <= parameters_of(initialise)
+
+
+@relied_on("megatron-core: layers allocate without initialising and leave the values to us (parallel/layers.py)")
+def _no_initialisation() -> None:
+    def never(weight: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("init_method was called")
+
+    mesh = Mesh(ParallelConfig(tensor=2), CPU)
+    config = megatron.ModelParallelConfig(
+        tensor_model_parallel_size=2, use_cpu_initialization=True, perform_initialization=False
+    )
+    with torch.device("meta"):
+        layer = megatron.ColumnParallelLinear(
+            8, 6, config=config, init_method=never, bias=True, tp_group=mesh.tensor_group
+        )
+        rows = megatron.VocabParallelEmbedding(10, 4, init_method=never, config=config, tp_group=mesh.tensor_group)
+    assert layer.weight.is_meta
+    assert (tuple(layer.weight.shape), tuple(layer.bias.shape)) == ((3, 8), (3,))
+    assert tuple(rows.weight.shape) == (5, 4)
+    mesh.close()
+
+
+@relied_on("megatron-core: vocab_parallel_cross_entropy writes into its logits, hence our copy (parallel/layers.py)")
+def _cross_entropy_in_place() -> None:
+    mesh = Mesh(ParallelConfig(tensor=2), CPU)
+    logits = torch.linspace(-1, 1, 8).view(2, 1, 4)
+    kept = logits.clone()
+    losses = megatron.vocab_parallel_cross_entropy(logits, torch.tensor([[0], [7]]))
+    whole = torch.cat([kept, kept], dim=-1).flatten(0, 1)  # both ranks hold the same half here
+    expected = torch.nn.functional.cross_entropy(whole, torch.tensor([0, 7]), reduction="none")
+    assert torch.allclose(losses.flatten(), expected)
+    assert not torch.equal(logits, kept), "it no longer writes in place: the copy in layers.py can go"
+    mesh.close()
+
+
+# DeepSpeed ------------------------------------------------------------------------------------------------------------
+
+
+@relied_on("deepspeed: zero.Init turns an explicit float32 into bf16 on CPU, hence no dtype= (engines/deepspeed.py)")
+def _zero_init_dtype() -> None:
+    """Of precedence: `dtype or (A) if B else C`. When this fails the bug is mended and the comment there can go."""
+    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    _join_deepspeed(CPU)
+    with deepspeed.zero.Init(dtype=torch.float32, config_dict_or_path=settings):
+        explicit = torch.nn.Linear(2, 2)
+    with deepspeed.zero.Init(config_dict_or_path=settings):
+        implicit = torch.nn.Linear(2, 2)
+    deepspeed.utils.groups._release_process_group_references()
+    assert implicit.weight.dtype == torch.float32, "without dtype= float32 stays float32: we rely on that"
+    assert explicit.weight.dtype == torch.bfloat16
+
+
+@relied_on("deepspeed: PipelineModule asks _partition_layers for bounds (engines/deepspeed.py, _Pipeline)")
+def _partition_layers() -> None:
+    assert list(inspect.signature(PipelineModule._partition_layers).parameters) == ["self", "method"]
+    assert {"start", "stop"} <= parameters_of(PipelineModule._set_bounds)
+    assert "_partition_layers(" in inspect.getsource(PipelineModule.__init__)
+
+
+@relied_on("deepspeed: a pipeline's module has _topo, global_rank, parts, tied copies marked (engines/deepspeed.py)")
+def _pipeline_module() -> None:
+    with laid_out(Case("gpt").laid_out(pipeline=2)) as (engine, mesh):
+        has(engine.module, "_topo", "global_rank", "parts")
+        marks = [getattr(p, "ds_pipe_replicated", False) for n, p in engine.parameters if n == "embedding.token.weight"]
+        assert marks == [mesh.last_stage], "the first stage's copy is the original"
+        assert {"return_logits", "num_micro_batches", "reduce_output"} <= parameters_of(engine.engine.eval_batch)
+
+
+def _attributes(stage: int, precision: str = "fp32") -> None:
+    case = Case("gpt", ParallelConfig("deepspeed", data=2, zero_stage=stage), PrecisionConfig(precision))
+    with laid_out(case) as (engine, mesh):
+        run_steps(case, engine, mesh, range(1), Curve())
+        has(engine.engine, "basic_optimizer", "get_global_grad_norm", "destroy")
+        optimizer = engine.engine.optimizer
+        if stage == 3:
+            has(optimizer, "grad_position", "fp32_partitioned_groups_flat", "sub_group_to_group_id", "get_param_id")
+            has(optimizer, "dp_process_group", "persistent_parameters", "_reassign_or_swap_out_partitioned_parameters")
+            for _, parameter in engine.parameters:
+                has(parameter, "ds_tensor", "ds_numel", "partition", "all_gather")
+                assert len(optimizer.grad_position[optimizer.get_param_id(parameter)]) == 3
+            return
+        has(optimizer, "update_lp_params")
+        mappings = [parameter._hp_mapping for _, parameter in engine.parameters if parameter._hp_mapping is not None]
+        assert mappings, "this rank's partition holds something"
+        for mapping in mappings:
+            has(mapping, "param_group_index", "hp_fragment", "hp_fragment_address", "lp_fragment_address")
+            has(mapping.hp_fragment_address, "start", "numel")
+
+
+@relied_on("deepspeed: ZeRO 1 maps parameters to fragments of its partition (engines/deepspeed_state.py)")
+def _zero_1() -> None:
+    _attributes(1)
+
+
+@relied_on("deepspeed: ZeRO 2 maps parameters to fragments of its partition (engines/deepspeed_state.py)")
+def _zero_2() -> None:
+    _attributes(2)
+
+
+@relied_on("deepspeed: bf16 with ZeRO 1 maps parameters to fragments of its partition (engines/deepspeed_state.py)")
+def _bf16() -> None:
+    _attributes(1, "bf16")
+
+
+@relied_on("deepspeed: ZeRO 3 keeps flat groups and places in them (engines/deepspeed_state.py)")
+def _zero_3() -> None:
+    _attributes(3)
+
+
+@relied_on("deepspeed: what its globals keep of an engine (engines/deepspeed.py, _leave_deepspeed)")
+def _globals() -> None:
+    assert isinstance(parameter_offload.FWD_MODULE_STACK, list)
+    to_release = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    has(inspect.getclosurevars(to_release).nonlocals["func"], "cache_clear")
+    has(p2p, "_grid")
+    has(deepspeed.utils.groups, "_release_process_group_references")
+
+
+@relied_on("deepspeed: its shared-memory collective can be switched off (engines/deepspeed.py, _join_deepspeed)")
+def _shared_memory() -> None:
+    assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+
+
+@relied_on("deepspeed: refuses fp16 on CPU, so that we do (check.py)")
+def _no_fp16_on_cpu() -> None:
+    assert deepspeed.get_accelerator().is_fp16_supported() is False or _fp16_raises()
+
+
+def _fp16_raises() -> bool:
+    case = Case("gpt", ParallelConfig("deepspeed", data=2), PrecisionConfig("fp16"))
+    try:
+        with laid_out(case):
+            return False
+    except Exception:
+        return True

@@ -1,0 +1,150 @@
+"""Which layouts are refused: each refusal names the option, its value, the limit and a cure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from models.config import ModelConfig
+from parallel.check import check_engine, check_model, choose_engine, resolve_world
+from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
+
+MODEL = ModelConfig(vocab_size=1000, hidden_size=64, layers=12, heads=4, kv_heads=2, ffn_size=128)
+
+# Worlds and models ----------------------------------------------------------------------------------------------------
+
+
+def test_data_takes_what_the_world_leaves() -> None:
+    assert resolve_world(ParallelConfig(tensor=2, pipeline=2), 8).data == 2
+    assert resolve_world(ParallelConfig(tensor=2, data=4), 8).data == 4
+    assert resolve_world(ParallelConfig(), 1).data == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "world", "words"),
+    [
+        ({"tensor": 3}, 8, ["parallel.tensor=3", "world has 8", "product"]),
+        ({"tensor": 4, "pipeline": 4}, 8, ["parallel.pipeline=4", "16 processes", "world has 8"]),
+        ({"data": 3}, 2, ["parallel.data=3", "3 processes", "world has 2"]),
+        ({"tensor": 2, "data": 2}, 8, ["parallel.data=2", "4 processes", "world has 8"]),
+    ],
+)
+def test_a_layout_that_does_not_divide_the_world_is_refused(options: dict, world: int, words: list[str]) -> None:
+    with pytest.raises(ParallelError) as refusal:
+        resolve_world(ParallelConfig(**options), world)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"engine": "jax"}, ["parallel.engine=jax", "deepspeed", "torch"]),
+        ({"tensor": 0}, ["parallel.tensor=0", "at least 1"]),
+        ({"pipeline": -1}, ["parallel.pipeline=-1", "at least 1"]),
+        ({"data": -2}, ["parallel.data=-2", "at least 1"]),
+        ({"zero_stage": 4}, ["parallel.zero_stage=4", "0, 1, 2 or 3"]),
+        ({"recompute": "all"}, ["parallel.recompute=all", "none, block or selective"]),
+        (
+            {"pipeline": 2, "zero_stage": 2},
+            ["parallel.zero_stage=2", "parallel.pipeline=2", "limit is 1", "zero_stage=1"],
+        ),
+        ({"pipeline": 2, "zero_stage": 3}, ["parallel.zero_stage=3", "limit is 1"]),
+        ({"sequence_parallel": True}, ["sequence_parallel=true", "parallel.tensor=1", "set it to false"]),
+        ({"offload_optimizer": True, "zero_stage": 0}, ["offload_optimizer=true", "zero_stage to 1, 2 or 3"]),
+    ],
+)
+def test_an_impossible_layout_is_refused(options: dict, words: list[str]) -> None:
+    with pytest.raises(ParallelError) as refusal:
+        ParallelConfig(**options)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "words"),
+    [
+        ({"tensor": 3}, {}, ["model.heads=4", "parallel.tensor=3", "choose a tensor degree"]),
+        ({"tensor": 4}, {}, ["model.kv_heads=2", "parallel.tensor=4", "divides 2"]),
+        ({"tensor": 2}, {"ffn_size": 129}, ["model.ffn_size=129", "parallel.tensor=2"]),
+        ({"tensor": 2}, {"vocab_size": 1001}, ["vocab_size", "1001", "model.vocab_multiple to a multiple of 2"]),
+        ({"pipeline": 13}, {}, ["parallel.pipeline=13", "model.layers=12", "fewer stages"]),
+    ],
+)
+def test_a_model_that_does_not_divide_is_refused(options: dict, changes: dict, words: list[str]) -> None:
+    with pytest.raises(ParallelError) as refusal:
+        check_model(ParallelConfig(**options), replace(MODEL, **changes), 128)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_a_sequence_that_does_not_divide_is_refused_with_sequence_parallelism_only() -> None:
+    check_model(ParallelConfig(tensor=2), MODEL, 127)
+    with pytest.raises(ParallelError, match=r"train.sequence_length=127.*parallel.tensor=2.*choose a multiple"):
+        check_model(ParallelConfig(tensor=2, sequence_parallel=True), MODEL, 127)
+
+
+def test_a_padded_vocabulary_divides() -> None:
+    check_model(ParallelConfig(tensor=2), replace(MODEL, vocab_size=1001, vocab_multiple=2), 128)
+
+
+# Engines --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "world", "engine"),
+    [
+        ({}, 1, "torch"),
+        ({"zero_stage": 0}, 1, "torch"),
+        ({"zero_stage": 2}, 1, "deepspeed"),
+        ({"offload_optimizer": True}, 1, "deepspeed"),
+        ({"tensor": 2}, 2, "deepspeed"),
+        ({"engine": "deepspeed"}, 1, "deepspeed"),
+        ({"engine": "torch"}, 1, "torch"),
+    ],
+)
+def test_auto_takes_torch_where_nothing_is_sharded(options: dict, world: int, engine: str) -> None:
+    chosen, reason = choose_engine(ParallelConfig(**options), world)
+    assert chosen.engine == engine
+    assert reason
+
+
+@pytest.mark.parametrize(
+    ("options", "precision", "device", "world", "words"),
+    [
+        ({"engine": "torch"}, "fp32", "cpu", 2, ["parallel.engine=torch", "one process", "2", "engine=deepspeed"]),
+        ({"engine": "torch", "zero_stage": 2}, "fp32", "cpu", 1, ["zero_stage=2", "no effect", "engine=deepspeed"]),
+        ({"engine": "torch", "offload_optimizer": True}, "fp32", "cpu", 1, ["offload_optimizer=true", "no effect"]),
+        ({"engine": "deepspeed"}, "fp16", "cpu", 2, ["precision.name=fp16", "CPU", "bf16", "engine=torch"]),
+        (
+            {"engine": "deepspeed", "zero_stage": 0},
+            "bf16",
+            "cpu",
+            2,
+            ["zero_stage=0", "precision.name=bf16", "zero_stage=1"],
+        ),
+        ({"engine": "deepspeed", "zero_stage": 0}, "fp16", "cuda", 2, ["zero_stage=0", "precision.name=fp16"]),
+    ],
+)
+def test_what_an_engine_cannot_do_is_refused(
+    options: dict, precision: str, device: str, world: int, words: list[str]
+) -> None:
+    with pytest.raises(ParallelError) as refusal:
+        check_engine(ParallelConfig(**options), PrecisionConfig(precision), device, world)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "precision", "device"),
+    [
+        ({"engine": "torch"}, "fp16", "cpu"),
+        ({"engine": "torch"}, "bf16", "cpu"),
+        ({"engine": "deepspeed", "zero_stage": 0}, "fp32", "cpu"),
+        ({"engine": "deepspeed", "zero_stage": 1}, "bf16", "cpu"),
+        ({"engine": "deepspeed", "zero_stage": 3}, "fp16", "cuda"),
+    ],
+)
+def test_what_an_engine_can_do_is_let_through(options: dict, precision: str, device: str) -> None:
+    check_engine(ParallelConfig(**options), PrecisionConfig(precision), device, 1)
