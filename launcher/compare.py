@@ -74,6 +74,13 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
+def _tolerance(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RecipeError(f"--tolerance={text}: must be a number, such as 1e-5") from None
+
+
 def compare_command(arguments: list[str]) -> int:
     """Compare two runs or files; with --write, keep the first as a golden file. Exit code 1 beyond the tolerance."""
     tolerance = 0.0
@@ -81,7 +88,7 @@ def compare_command(arguments: list[str]) -> int:
     for argument in arguments:
         name, _, value = argument.partition("=")
         if name == "--tolerance" and value:
-            tolerance = float(value)
+            tolerance = _tolerance(value)
         elif name == "--write" and value and len(places) == 1:
             write_golden(read_curve(Path(places[0])), Path(value))
             print(value)

@@ -57,10 +57,12 @@ def _parse(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             options[name] = value or queue.pop(0)
     if len(places) != 2:
         raise RecipeError(f"sample: needs a run and a prompt: {USAGE}")
-    try:
-        [float(value) for value in options.values()]
-    except ValueError:
-        raise RecipeError(f"sample: options are numbers: {USAGE}") from None
+    for name, value in options.items():
+        try:
+            float(value) if name == "--temperature" else int(value)
+        except ValueError:
+            kind = "a number" if name == "--temperature" else "a whole number"
+            raise RecipeError(f"{name}={value}: must be {kind}: {USAGE}") from None
     return places, options
 
 

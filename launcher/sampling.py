@@ -21,6 +21,7 @@ class Encodes(Protocol):
     """What sampling needs of a tokenizer."""
 
     eod: int
+    vocab_size: int
 
     def encode(self, text: str) -> np.ndarray:
         """Text to token ids, without end-of-document ids."""
@@ -42,7 +43,8 @@ def sample_text(
     """Continue `prompt` by at most `length` tokens; stops at the end of a document.
 
     shape: (B, S) of the forward pass; every row holds the same text, since a pipeline's shapes are fixed. The window keeps
-    the last S tokens. temperature 0 takes the likeliest token. Deterministic in seed; all ranks sample alike.
+    the last S tokens. temperature 0 takes the likeliest token. Deterministic in seed; all ranks sample alike. Rows that
+    pad the model's vocabulary are never drawn.
     """
     rows, window = shape
     # every document follows the end of another
@@ -53,7 +55,7 @@ def sample_text(
         seen = ids[-window:]
         tokens = torch.full((rows, window), tokenizer.eod, dtype=torch.int64)
         tokens[:, : len(seen)] = torch.tensor(seen)
-        logits = engine.next_logits(tokens, len(seen) - 1)[0].cpu()
+        logits = engine.next_logits(tokens, len(seen) - 1)[0, : tokenizer.vocab_size].cpu()
         ids.append(_draw(logits, temperature, generator))
         if ids[-1] == tokenizer.eod:
             break

@@ -31,15 +31,15 @@ def at_one_process(recipe: Recipe, directory: Path) -> Recipe:
     """The recipe as one process steps through it: no validation, samples, saves by itself, phases or wandb."""
     quiet = replace(recipe.train, validate_every_tokens=0, sample_every_tokens=0, max_steps=0)
     budget = max(quiet.tokens, LONG * quiet.batch_tokens)
-    single = replace(
-        recipe.parallel, tensor=1, pipeline=1, data=1, sequence_parallel=False, engine="torch", zero_stage=1
-    )
+    parallel = replace(recipe.parallel, tensor=1, pipeline=1, data=1, sequence_parallel=False)
+    if parallel.engine != "deepspeed":
+        parallel = replace(parallel, engine="torch", zero_stage=1, offload_optimizer=False)
     return check_corpus(
         replace(
             recipe,
             run=replace(recipe.run, name="triaxis", dir=str(directory), init_from="", init_what="weights"),
             train=replace(quiet, tokens=budget),
-            parallel=replace(single, offload_optimizer=False),
+            parallel=parallel,
             checkpoint=replace(recipe.checkpoint, every_tokens=0, every_minutes=0.0),
             cluster=replace(recipe.cluster, layout="recipe"),
             tracker=replace(recipe.tracker, wandb="off"),

@@ -104,7 +104,8 @@ class Contender:
 class Turnstile:
     """A contender's own side: `step_done` after every step, which sleeps between turns. Make it after all imports.
 
-    synchronize: waits for the device, on a GPU; there only the mean of a turn is known, and each step is told as that.
+    synchronize: waits for the device, on a GPU; there only the mean of a turn is sure, and each step is told as that. With
+    saves every step is told as it seemed: an engine waits for its loss, so a step is about right.
     """
 
     def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
@@ -147,7 +148,7 @@ class Turnstile:
 
     def _finish_turn(self) -> None:
         turn = self._turn
-        if self.synchronize:
+        if self.synchronize and not self.save_every:
             turn.seconds = [sum(turn.seconds) / self._steps] * self._steps
         turn.losses = [float(loss) for loss in self._losses]
         turn.memory, turn.startup = {"imported": self._imported, **memory()}, self.startup

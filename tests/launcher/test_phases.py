@@ -159,7 +159,7 @@ def change_precision(triaxis: Triaxis, corpus: Path) -> Path:
 def test_precision_and_schedule_may_change(ran: Together, straight_phases: Path) -> None:
     run = ran["precision"]
     found = curve(run)
-    assert [line[3] for line in found[:2]] == [line[3] for line in curve(straight_phases)[:2]]
+    assert found[0][3] == curve(straight_phases)[0][3], "the first phase is in float32"
     assert found[FIRST - 1][5] == pytest.approx(0.1 * 3e-3), "the first phase's schedule ends with it"
     warm = [line[5] for line in found[FIRST : FIRST + 4]]
     assert warm == pytest.approx([3e-3 * part for part in (0.25, 0.5, 0.75, 1.0)])
