@@ -104,7 +104,7 @@ def _report(arguments: list[str]) -> int:
     if "--out" in arguments:
         at = arguments.index("--out")
         if at + 1 == len(arguments):
-            return _fail("report: --out needs a directory or file name without suffix")
+            return _fail("report: --out needs a file name, such as comparison.html")
         out, arguments = Path(arguments[at + 1]), arguments[:at] + arguments[at + 2 :]
     if not arguments:
         return _fail("report: name at least one run directory, such as runs/tiny")

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-import subprocess
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from launcher.compare import compare, read_curve, write_golden
+from launcher.compare import Curve, compare, compare_command, read_curve, write_golden
 from tests.golden.record import GOLDEN, STEPS, run
-from tests.launcher.running import command
+from tests.launcher.running import Together
 
 
-@pytest.mark.parametrize("layout", [[], ["parallel.data=2"]], ids=["one process", "two replicas"])
-def test_the_curve_is_the_golden_one(tmp_path: Path, layout: list[str]) -> None:
-    found = compare(run(tmp_path, *layout), read_curve(GOLDEN))
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
+    """The golden run as it is, on two replicas, on another instruction set, and with another seed."""
+    found = Together(lambda name: tmp_path_factory.mktemp(name))
+    found.add("one process", partial(run))
+    found.add("two replicas", partial(run, more=["parallel.data=2"]))
+    found.add("narrow vectors", partial(run, environment={"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}))
+    found.add("another seed", partial(run, more=["seed=2"]))
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("name", ["one process", "two replicas", "narrow vectors"])
+def test_the_curve_is_the_golden_one(curves: Together, name: str) -> None:
+    found = compare(curves[name], read_curve(GOLDEN))
     assert found.steps == STEPS
     assert found.loss <= 1e-5, found
     assert found.grad_norm <= 1e-4, found
 
 
-def test_another_seed_is_another_curve_and_compare_says_so(tmp_path: Path) -> None:
-    curve = run(tmp_path, "seed=2")
+def test_another_seed_is_another_curve_and_compare_says_so(
+    curves: Together, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve: Curve = curves["another seed"]
     assert compare(curve, read_curve(GOLDEN)).loss > 1e-3
     write_golden(curve, tmp_path / "other.jsonl")
-    done = subprocess.run(
-        [command(), "compare", str(tmp_path / "other.jsonl"), str(GOLDEN), "--tolerance=1e-5"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "at step" in done.stdout
-    same = subprocess.run([command(), "compare", str(GOLDEN), str(GOLDEN)], capture_output=True, text=True, check=False)
-    assert same.returncode == 0
-    assert "bitwise equal" in same.stdout
+    assert compare_command([str(tmp_path / "other.jsonl"), str(GOLDEN), "--tolerance=1e-5"]) == 1
+    assert "at step" in capsys.readouterr().out
+    assert compare_command([str(GOLDEN), str(GOLDEN)]) == 0
+    assert "bitwise equal" in capsys.readouterr().out
+
+
+def test_one_altered_number_is_found(tmp_path: Path) -> None:
+    """What the tolerances above are worth: a loss that is off by 2e-5 of itself is not the golden one."""
+    curve = read_curve(GOLDEN)
+    loss, norm = curve[7]
+    found = compare({**curve, 7: (loss * (1 + 2e-5), norm)}, curve)
+    assert found.loss == pytest.approx(2e-5, rel=1e-3) and found.loss_step == 7 and found.grad_norm == 0
