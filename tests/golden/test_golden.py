@@ -19,7 +19,9 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Together]:
     found = Together(lambda name: tmp_path_factory.mktemp(name))
     found.add("one process", partial(run))
     found.add("two replicas", partial(run, more=["parallel.data=2"]))
-    found.add("narrow vectors", partial(run, environment={"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}))
+    found.add(
+        "narrow vectors", partial(run, environment={"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"})
+    )
     found.add("another seed", partial(run, more=["seed=2"]))
     yield found
     found.close()
