@@ -1,7 +1,7 @@
 """The run behind the golden curve; as a script it records the curve anew (`make golden`).
 
-The text is made up, the same everywhere, and read as bytes: the curve does not depend on the Python that runs it. Eight
-lines of a curve say little about learning, but any change of initial weights, order, loss, optimizer or schedule moves them.
+The text is made up (`corpus.py`) and read as bytes: the curve does not depend on the Python that runs it. Twelve lines of a
+curve say little about learning, but any change of initial weights, order, loss, optimizer or schedule moves them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from launcher.compare import Curve, read_curve, write_golden
-from tests.launcher.running import Triaxis, write_text
+from tests.golden.corpus import write_corpus
+from tests.launcher.running import Triaxis
 
 GOLDEN = Path(__file__).with_name("tiny.jsonl")
 STEPS = 12
@@ -42,17 +43,17 @@ def recipe(text: Path) -> list[str]:
     ]
 
 
-def run(directory: Path, *more: str) -> Curve:
-    """Train the golden run in a directory; returns its curve."""
-    triaxis = Triaxis(directory)
-    try:
-        triaxis.run("train", *recipe(write_text(directory / "text", documents=40)), *more)
-    finally:
-        triaxis.end()
-    return read_curve(directory / "runs" / "golden")
+def run(triaxis: Triaxis, *more: str, **environment: str) -> Curve:
+    """Train the golden run, with further overrides; returns its curve."""
+    triaxis.run("train", *recipe(write_corpus(triaxis.directory / "text")), *more, **environment)
+    return read_curve(triaxis.directory / "runs" / "golden")
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        write_golden(run(Path(scratch)), GOLDEN)
+        triaxis = Triaxis(Path(scratch))
+        try:
+            write_golden(run(triaxis), GOLDEN)
+        finally:
+            triaxis.end()
     print(GOLDEN)

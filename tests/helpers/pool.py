@@ -9,8 +9,7 @@ returns.
     results = pools.run(4, jobs.train, case=case)        # results[rank]
 
 A rank that raises or dies discards its whole pool, since its peers may hang in a collective that will never be
-complete; the error shown is that of the rank that failed first. No process outlives the session: ranks die with their
-server (prctl), the server ends when pytest does, however that ends.
+complete; the error shown is that of the rank that failed first. No process outlives the session, however it ends.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ import pickle
 import shutil
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -205,7 +205,7 @@ def log_path(directory: Path, rank: int) -> Path:
 
 def _serve(connection: Connection, rank: int, size: int, directory: str) -> None:
     """A rank's life: join the world, then do jobs until the parent closes the pipe."""
-    _die_with_parent()
+    _end_with_parents()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     _redirect_output(log_path(Path(directory), rank))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
@@ -238,8 +238,21 @@ def _answer(rank: int, module: str, name: str, arguments: dict[str, Any]) -> Ans
         return Answer(rank, time.time(), True, traceback.format_exc())
 
 
-def _die_with_parent() -> None:
+def _end_with_parents() -> None:
+    """End at once when the server dies (prctl) or pytest does.
+
+    The server itself lives as long as any rank, so it cannot tell ranks of pytest's death: a thread waits for that. It
+    gets its turn in a hung collective too, where the interpreter's lock is free.
+    """
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait_for_end() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
 
 
 def _redirect_output(path: Path) -> None:
