@@ -34,9 +34,6 @@ from tests.launcher.running import (
     validations,
 )
 
-# Signals and kills in real time: run by make test-all until their time on two idle cores is known.
-pytestmark = pytest.mark.slow
-
 OFTEN = {"checkpoint__every_tokens": BATCH, "checkpoint__keep_last": 2}
 
 

@@ -14,6 +14,7 @@ from tests.launcher.conftest import STEPS, straight_recipe
 from tests.launcher.running import (
     BATCH,
     INTERRUPTED,
+    RATE,
     Done,
     Together,
     Triaxis,
@@ -79,7 +80,7 @@ def test_a_run_goes_from_phase_to_phase(straight_phases: Path, straight: Path) -
     # the schedule spans the run: cosine from the peak to a tenth over the tokens of both phases
     rates = [line[5] for line in found]
     assert all(a > b for a, b in itertools.pairwise(rates))
-    assert rates[-1] == pytest.approx(0.1 * 3e-3) and rates[FIRST - 1] > 0.6 * 3e-3
+    assert rates[-1] == pytest.approx(0.1 * RATE) and rates[FIRST - 1] > 0.6 * RATE
     # the same text as the plain run of 16-token sequences has, to the border
     assert [line[-1] for line in found[:FIRST]] == [line[-1] for line in curve(straight)[:FIRST]]
     assert len({line[-1] for line in found}) == FIRST + SECOND, "a batch came twice"
@@ -160,10 +161,10 @@ def test_precision_and_schedule_may_change(ran: Together, straight_phases: Path)
     run = ran["precision"]
     found = curve(run)
     assert found[0][3] == curve(straight_phases)[0][3], "the first phase is in float32"
-    assert found[FIRST - 1][5] == pytest.approx(0.1 * 3e-3), "the first phase's schedule ends with it"
+    assert found[FIRST - 1][5] == pytest.approx(0.1 * RATE), "the first phase's schedule ends with it"
     warm = [line[5] for line in found[FIRST : FIRST + 4]]
-    assert warm == pytest.approx([3e-3 * part for part in (0.25, 0.5, 0.75, 1.0)])
-    assert found[-1][5] == pytest.approx(0.1 * 3e-3)
+    assert warm == pytest.approx([RATE * part for part in (0.25, 0.5, 0.75, 1.0)])
+    assert found[-1][5] == pytest.approx(0.1 * RATE)
     assert found[-1][3] < found[FIRST][3] < found[0][3]
     assert last_start(run.with_name("again")) == 32
     assert_same_curve(run.with_name("again"), run)
