@@ -73,7 +73,7 @@ def check_engine(config: ParallelConfig, precision: PrecisionConfig, device: str
         return
     if precision.name == "fp16" and device == "cpu":
         raise ParallelError(
-            "precision.name=fp16: DeepSpeed refuses it on CPU; set precision.name=bf16, or parallel.engine=torch for one "
+            "precision.name=fp16: DeepSpeed refuses it on most CPUs; set precision.name=bf16, or parallel.engine=torch for one "
             "process"
         )
     if precision.name != "fp32" and config.zero_stage == 0:
