@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelConfig, RopeScaling
+from models.functions import rms_norm, rotate, split_and_rotate
 from models.layers import Layers
 from models.random import drop, offsets, stream_key
 
@@ -38,24 +38,30 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, first_sample: int) -> Tensor:
         """x: [S, B, H] -> [S, B, H]."""
-        width = self.config.head_width
-        qkv = self.qkv(x)
-        query, key, value = (
-            part.unflatten(-1, (-1, width))
-            for part in qkv.split([self.heads * width, self.kv_heads * width, self.kv_heads * width], dim=-1)
-        )
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        if self.config.positions == "rotary":
-            cosine, sine = rotary_table(
-                qkv.shape[0], width, self.config.rope_theta, self.config.rope_scaling, qkv.device, qkv.dtype
-            )
-            query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+        query, key, value = self._heads(self.qkv(x))
         if self.recompute_core and self.training:
             mixed = checkpoint(self._core, query, key, value, first_sample, use_reentrant=False)
         else:
             mixed = self._core(query, key, value, first_sample)
         return self.output(mixed)
+
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[S, B, (A + 2 G) D] -> query [S, B, A, D], key and value [S, B, G, D], normed and rotated."""
+        width, config = self.config.head_width, self.config
+        table = (
+            rotary_table(qkv.shape[0], width, config.rope_theta, config.rope_scaling, qkv.device, qkv.dtype)
+            if config.positions == "rotary"
+            else None
+        )
+        if table is not None and self.query_norm is None:
+            return split_and_rotate(qkv, self.heads, self.kv_heads, *table)
+        parts = qkv.unflatten(-1, (-1, width)).split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
+        query, key, value = parts
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if table is not None:
+            query, key = rotate(query, *table), rotate(key, *table)
+        return query, key, value
 
     def _core(self, query: Tensor, key: Tensor, value: Tensor, first_sample: int) -> Tensor:
         """query [S, B, A, D], key and value [S, B, G, D] -> [S, B, A * D]."""
@@ -92,7 +98,7 @@ class _HeadNorm(nn.Module):
         self.weight = layers.replicated(nn.Parameter(torch.empty(width, dtype=layers.dtype)), constant=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self._layers.use_in_heads(self.weight), self.eps)
+        return rms_norm(x, self._layers.use_in_heads(self.weight), self.eps)
 
 
 @lru_cache(maxsize=16)
@@ -117,28 +123,3 @@ def _scale_frequencies(frequency: Tensor, scaling: RopeScaling) -> Tensor:
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return frequency * (kept + (1 - kept) / scaling.factor)
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn pairs (i, i + D/2) of x [S, B, A, D] by their position's angles."""
-    return _Rotation.apply(x, cosine, sine)
-
-
-class _Rotation(torch.autograd.Function):
-    """Its gradient is the rotation back, in half the passes over memory that autograd makes of it and with the same bits:
-    4 % of a step of the tiny model on CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        ctx.save_for_backward(cosine, sine)
-        return _turn(x, cosine, sine)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        cosine, sine = ctx.saved_tensors
-        return _turn(gradient, cosine, -sine), None, None
-
-
-def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((second, first), dim=-1).mul_(sine).add_(x * cosine)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.functions import gated
 from models.layers import Layers
 
 
@@ -20,23 +22,13 @@ def _squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-def _swiglu(x: Tensor) -> Tensor:
-    gate, up = x.chunk(2, dim=-1)
-    return F.silu(gate) * up
-
-
-def _geglu(x: Tensor) -> Tensor:
-    gate, up = x.chunk(2, dim=-1)
-    return F.gelu(gate) * up
-
-
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": _gelu_tanh,
     "relu": F.relu,
     "squared_relu": _squared_relu,
-    "swiglu": _swiglu,
-    "geglu": _geglu,
+    "swiglu": partial(gated, activation="silu"),
+    "geglu": partial(gated, activation="gelu"),
 }
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.functions import rms_norm
 from models.parameters import declare
 from models.random import Clock, drop, offsets, stream_key
 
@@ -166,7 +167,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self._use(self.weight)
         if self.kind == "rmsnorm":
-            return F.rms_norm(x, (self.size,), weight, self.eps)
+            return rms_norm(x, weight, self.eps)
         return F.layer_norm(x, (self.size,), weight, None if self.bias is None else self._use(self.bias), self.eps)
 
 

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Attention, rotary_table, rotate
+from models.attention import Attention, rotary_table
 from models.config import ACTIVATIONS, NORMS, POSITIONS, ModelConfig, RopeScaling
 from models.decoder import Decoder, FinalNorm, HeadBlock, block_count, initialise_blocks, named_parameters
+from models.functions import rotate
 from models.layers import PlainLayers, cross_entropy
 from tests.models.helpers import GPT, LLAMA, changed, error, random_decoder, random_tokens, run, weights_of
 
