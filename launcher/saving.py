@@ -48,6 +48,7 @@ class Checkpoints:
         self.found: Path | None = None
         self.weights_only = False
         self.fell_back = False  # whether the last `fill` set a corrupt checkpoint aside
+        self._begun = False  # whether an engine was filled or left as it was built
         self.last_save = time.monotonic()
         self._find()
 
@@ -69,9 +70,12 @@ class Checkpoints:
                 trouble = error
             if not self.mesh.any_rank(trouble is not None):
                 engine.loaded({} if self.weights_only else state["engine"])
-                self.tell("init" if self.weights_only else "resume", f"from {self.found}")
+                if not self._begun:  # at a border between phases it is the run's own state, of this moment
+                    self.tell("init" if self.weights_only else "resume", f"from {self.found}")
+                self._begun = True
                 return {} if self.weights_only else state
             self._set_aside(trouble)
+        self._begun = True
         return {}
 
     def _find(self) -> None:

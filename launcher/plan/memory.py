@@ -31,7 +31,9 @@ class Memory:
 
 
 def human(size: float) -> str:
-    """Bytes in GB from a tenth of a GB on, else in MB."""
+    """Bytes in TB, in GB from a tenth of a GB on, else in MB."""
+    if size >= 1e12:
+        return f"{size / 1e12:.2f} TB"
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 

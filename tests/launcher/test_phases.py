@@ -85,6 +85,7 @@ def test_a_run_goes_from_phase_to_phase(straight_phases: Path, straight: Path) -
     assert [line[-1] for line in found[:FIRST]] == [line[-1] for line in curve(straight)[:FIRST]]
     assert len({line[-1] for line in found}) == FIRST + SECOND, "a batch came twice"
     assert FIRST in committed(straight_phases), "the border is a checkpoint"
+    assert not [r for r in records(straight_phases, "event") if r["event"] == "resume"], "a border is no resume"
     assert FIRST in validations(straight_phases)
     assert found[-1][3] < found[FIRST][3] < found[0][3]
 
