@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from models.config import ModelConfig
 from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
+from parallel.schedule import micro_batch_trouble, stage_count, stages_per_rank
 
 
 def resolve_world(config: ParallelConfig, world_size: int) -> ParallelConfig:
@@ -41,9 +42,21 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
             f"train.sequence_length={sequence_length}: does not divide by parallel.tensor={degree}, as "
             "parallel.sequence_parallel=true needs; choose a multiple"
         )
-    if config.pipeline > model.layers:
+    stages = stage_count(config)
+    if stages > model.layers:
+        each = f" of {stages_per_rank(config)} stages each" if stages > config.pipeline else ""
         raise ParallelError(
-            f"parallel.pipeline={config.pipeline}: more stages than model.layers={model.layers}; choose fewer stages"
+            f"parallel.pipeline={config.pipeline}{each}: more stages than model.layers={model.layers}; choose fewer stages"
+        )
+
+
+def check_micro_batches(config: ParallelConfig, micro_batches: int) -> None:
+    """Refuse a number of micro-batches a step and data rank that the schedule cannot take."""
+    trouble = micro_batch_trouble(config, micro_batches)
+    if trouble:
+        raise ParallelError(
+            f"parallel.schedule={config.schedule}: with parallel.pipeline={config.pipeline} {trouble}, and a step has "
+            f"{micro_batches}; change train.batch_tokens or train.micro_batch"
         )
 
 
@@ -53,24 +66,47 @@ def choose_engine(config: ParallelConfig, world_size: int) -> tuple[ParallelConf
         return config, "as the recipe says"
     if world_size == 1 and config.zero_stage <= 1 and not config.offload_optimizer:
         return replace(config, engine="torch"), "one process needs no sharding"
+    for beyond, option in (
+        (config.schedule != "1f1b", f"schedule={config.schedule}"),
+        (config.data_replicas > 1, f"data_replicas={config.data_replicas}"),
+    ):
+        if beyond:
+            return replace(config, engine="torch"), f"DeepSpeed has no {option}"
     return replace(config, engine="deepspeed"), f"{world_size} processes"
 
 
 def check_engine(config: ParallelConfig, precision: PrecisionConfig, device: str, world_size: int) -> None:
     """Refuse combinations that an engine cannot do, before any process starts. precision: resolved, not auto."""
     if config.engine == "torch":
-        if world_size > 1:
+        _check_torch(config, precision, world_size)
+    else:
+        _check_deepspeed(config, precision, device)
+
+
+def _check_torch(config: ParallelConfig, precision: PrecisionConfig, world_size: int) -> None:
+    if world_size > 1 and precision.name == "fp16":
+        raise ParallelError(
+            f"precision.name=fp16: parallel.engine=torch scales losses in one process only, the layout has {world_size}; set "
+            "precision.name=bf16 or parallel.engine=deepspeed"
+        )
+    if world_size == 1 and (config.zero_stage > 1 or config.offload_optimizer):
+        option = f"zero_stage={config.zero_stage}" if config.zero_stage > 1 else "offload_optimizer=true"
+        raise ParallelError(
+            f"parallel.{option}: has no effect with parallel.engine=torch in one process; set parallel.engine=deepspeed"
+        )
+
+
+def _check_deepspeed(config: ParallelConfig, precision: PrecisionConfig, device: str) -> None:
+    if config.pipeline > 1 and config.zero_stage > 1:
+        raise ParallelError(
+            f"parallel.zero_stage={config.zero_stage}: with parallel.pipeline={config.pipeline} DeepSpeed's gradients stay "
+            "whole until the last micro-batch, so the limit is 1; set parallel.zero_stage=1 or parallel.engine=torch"
+        )
+    for option, value, plain in (("schedule", config.schedule, "1f1b"), ("data_replicas", config.data_replicas, 1)):
+        if value != plain:
             raise ParallelError(
-                f"parallel.engine=torch: runs one process, the layout has {world_size}; set parallel.engine=deepspeed"
+                f"parallel.{option}={value}: DeepSpeed has only {plain}; set it to {plain} or parallel.engine=torch"
             )
-        if config.zero_stage > 1 or config.offload_optimizer:
-            option = (
-                f"parallel.zero_stage={config.zero_stage}"
-                if config.zero_stage > 1
-                else "parallel.offload_optimizer=true"
-            )
-            raise ParallelError(f"{option}: has no effect with parallel.engine=torch; set parallel.engine=deepspeed")
-        return
     if precision.name == "fp16" and device == "cpu":
         raise ParallelError(
             "precision.name=fp16: DeepSpeed refuses it on most CPUs; set precision.name=bf16, or parallel.engine=torch for one "

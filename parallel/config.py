@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from parallel.schedule import SCHEDULES
+
 ENGINES = ("auto", "deepspeed", "torch")
 
 
@@ -16,7 +18,7 @@ class ParallelConfig:
     """Degrees of the three axes and the engine that runs them."""
 
     engine: str = "auto"
-    """deepspeed (any layout), torch (one process, plain PyTorch: the reference), or auto: torch for one process."""
+    """deepspeed, torch, or auto: torch for one process and for what DeepSpeed cannot do, else deepspeed."""
     tensor: int = 1
     """Tensor axis: processes that share every matrix."""
     pipeline: int = 1
@@ -26,9 +28,16 @@ class ParallelConfig:
     sequence_parallel: bool = False
     """Cut activations between the tensor-parallel regions along the sequence; needs tensor > 1."""
     zero_stage: int = 1
-    """DeepSpeed ZeRO over the data axis: 0 replicates, 1 shards optimizer state, 2 also gradients, 3 also parameters."""
+    """What the data axis shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters. deepspeed: ZeRO. torch: 0
+    is DDP, the others FSDP2, which always shards gradients and frees whole parameters after forward only at 3."""
+    data_replicas: int = 1
+    """Replicas within the data axis, whose other part shards (hybrid sharding; torch engine)."""
+    schedule: str = "1f1b"
+    """Pipeline schedule: 1f1b (both engines), gpipe, interleaved_1f1b, interleaved_zero_bubble, zbv, dualpipev (torch)."""
+    virtual_stages: int = 1
+    """Stages on each rank of the pipeline axis, for interleaved schedules: 2 or more."""
     offload_optimizer: bool = False
-    """Keep optimizer state and master weights in host memory (ZeRO 1 to 3)."""
+    """Keep optimizer state and master weights in host memory (zero_stage 1 to 3; the torch engine parameters too)."""
     recompute: str = "none"
     """Activations computed again in backward: none, block (whole layers), selective (attention cores)."""
     timeout_seconds: int = 600
@@ -47,11 +56,6 @@ class ParallelConfig:
             raise ParallelError(f"parallel.zero_stage={self.zero_stage}: choose 0, 1, 2 or 3")
         if self.recompute not in ("none", "block", "selective"):
             raise ParallelError(f"parallel.recompute={self.recompute}: choose none, block or selective")
-        if self.pipeline > 1 and self.zero_stage > 1:
-            raise ParallelError(
-                f"parallel.zero_stage={self.zero_stage}: with parallel.pipeline={self.pipeline} gradients must stay "
-                "whole until the last micro-batch, so the limit is 1; set parallel.zero_stage=1"
-            )
         if self.sequence_parallel and self.tensor == 1:
             raise ParallelError(
                 "parallel.sequence_parallel=true: has no effect with parallel.tensor=1; set it to false or tensor above 1"
@@ -59,6 +63,36 @@ class ParallelConfig:
         if self.offload_optimizer and self.zero_stage == 0:
             raise ParallelError(
                 "parallel.offload_optimizer=true: needs sharded optimizer state; set parallel.zero_stage to 1, 2 or 3"
+            )
+
+        self._check_schedule()
+        if self.data_replicas < 1 or (self.data and self.data % self.data_replicas):
+            raise ParallelError(
+                f"parallel.data_replicas={self.data_replicas}: must divide parallel.data={self.data}; choose a divisor of it"
+            )
+        if self.data_replicas > 1 and self.zero_stage == 0:
+            raise ParallelError(
+                f"parallel.data_replicas={self.data_replicas}: has no effect with parallel.zero_stage=0, where the whole "
+                "data axis replicates; set parallel.zero_stage=3"
+            )
+
+    def _check_schedule(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ParallelError(f"parallel.schedule={self.schedule}: choose one of {', '.join(SCHEDULES)}")
+        if self.pipeline == 1 and self.schedule != "1f1b":
+            raise ParallelError(
+                f"parallel.schedule={self.schedule}: has no effect with parallel.pipeline=1; set parallel.pipeline above 1"
+            )
+        interleaved = SCHEDULES[self.schedule].stages == 0
+        if interleaved and self.virtual_stages < 2:
+            raise ParallelError(
+                f"parallel.virtual_stages={self.virtual_stages}: parallel.schedule={self.schedule} interleaves stages of "
+                "a rank; set it to 2 or more"
+            )
+        if not interleaved and self.virtual_stages != 1:
+            raise ParallelError(
+                f"parallel.virtual_stages={self.virtual_stages}: has no effect with parallel.schedule={self.schedule}; "
+                "set it to 1"
             )
 
     @property

@@ -36,6 +36,15 @@ def layers_for(mesh: Mesh, dtype: torch.dtype, clock: Clock) -> Layers:
     return PlainLayers(dtype, clock) if mesh.config.tensor == 1 else MegatronLayers(mesh, dtype, clock)
 
 
+def gather_vocabulary(logits: Tensor, mesh: Mesh) -> Tensor:
+    """[B, share of V] -> [B, V] on every rank of the tensor axis."""
+    if mesh.config.tensor == 1:
+        return logits
+    shares = [torch.empty_like(logits) for _ in range(mesh.config.tensor)]
+    dist.all_gather(shares, logits.contiguous(), group=mesh.tensor_group)
+    return torch.cat(shares, dim=-1)
+
+
 class _GatherSequence(torch.autograd.Function):
     """[S/T, B, H] -> [S, B, H]; backward sums the ranks' gradients and keeps the own share."""
 
@@ -172,7 +181,7 @@ class _Column(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """x: [S(/T), B, inputs] -> [S, B, share of outputs]."""
-        return self.linear(self._layers.enter(x), weight)[0]
+        return _lend(self.linear, self, self._layers.enter(x), weight)[0]
 
 
 class _Row(nn.Module):
@@ -206,7 +215,7 @@ class _Row(nn.Module):
             )
             y = self._layers.leave_partial(partial)
         else:
-            y = self.linear(x)[0]
+            y = _lend(self.linear, self, x)[0]
         return y if self.bias is None else y + self._layers.use(self.bias)
 
 
@@ -224,7 +233,7 @@ class _Embedding(nn.Module):
         declare(self.weight, shape=shape, std=std, dim=0, degree=layers.degree, rank=layers.rank)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.inner(tokens.t().contiguous())
+        x = _lend(self.inner, self, tokens.t().contiguous())
         if not self._layers.sequence_parallel:
             return x
         return _KeepShare.apply(x, self._layers.group)
@@ -241,6 +250,14 @@ class _KeepShare(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _all_gather(gradient, ctx.group), None
+
+
+def _lend(inner: nn.Module, owner: nn.Module, *arguments: Any) -> Any:
+    """Call megatron-core's layer with the parameters that its owner has now: FSDP2 puts others in their place."""
+    for name, value in inner._parameters.items():
+        if value is not None:
+            inner._parameters[name] = owner._parameters[name]
+    return inner(*arguments)
 
 
 def _no_init(weight: Tensor) -> Tensor:

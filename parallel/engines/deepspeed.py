@@ -59,7 +59,7 @@ from parallel.engines.base import (
 )
 from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refresh_model
 from parallel.engines.state import parameter_pieces
-from parallel.layers import layers_for
+from parallel.layers import gather_vocabulary, layers_for
 from parallel.mesh import MegatronUnit, Mesh
 from parallel.stages import stage_bounds
 
@@ -124,7 +124,7 @@ class DeepSpeedEngine:
         if not self.pipelined:
             self.engine.eval()
             with torch.no_grad():
-                return _gather_vocabulary(self.engine(tokens)[position].float(), self.mesh)
+                return gather_vocabulary(self.engine(tokens)[position].float(), self.mesh)
         zero = torch.zeros(tokens.shape, dtype=torch.float32, device=self.device)
         feed = iter([(tokens, (tokens, zero))])
         with _quiet():
@@ -132,7 +132,7 @@ class DeepSpeedEngine:
         size = (tokens.shape[0], self.spec.model.padded_vocab)
         logits = torch.empty(size, dtype=torch.float32, device=self.device)
         if self.mesh.last_stage:
-            logits = _gather_vocabulary(found[1][position].float(), self.mesh).contiguous()
+            logits = gather_vocabulary(found[1][position].float(), self.mesh).contiguous()
         source = dist.get_process_group_ranks(self.mesh.pipeline_group)[-1]
         dist.broadcast(logits, src=source, group=self.mesh.pipeline_group)
         return logits
@@ -339,15 +339,6 @@ def _bucket(parameters: NamedParameters) -> int:
     """Elements of a communication bucket: DeepSpeed's default would allocate 2 GB for the smallest model."""
     held = sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in parameters)
     return max(1 << 16, min(200_000_000, held))
-
-
-def _gather_vocabulary(logits: Tensor, mesh: Mesh) -> Tensor:
-    """[B, share of V] -> [B, V] on every rank of the tensor axis."""
-    if mesh.config.tensor == 1:
-        return logits
-    shares = [torch.empty_like(logits) for _ in range(mesh.config.tensor)]
-    dist.all_gather(shares, logits.contiguous(), group=mesh.tensor_group)
-    return torch.cat(shares, dim=-1)
 
 
 def _join_deepspeed(device: torch.device) -> None:

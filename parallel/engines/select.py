@@ -11,6 +11,10 @@ __all__ = ["build_engine", "check_engine", "choose_engine"]
 
 def build_engine(spec: EngineSpec, mesh: Mesh) -> Engine:
     """Build the engine a resolved configuration names."""
+    if spec.parallel.engine == "torch" and mesh.world_size > 1:
+        from parallel.engines.fsdp import FsdpEngine
+
+        return FsdpEngine(spec, mesh)
     if spec.parallel.engine == "torch":
         from parallel.engines.torch import TorchEngine
 

@@ -283,8 +283,9 @@ def test_another_layout_goes_on_to_rounding(triaxis: Triaxis, corpus: Path, stra
 @pytest.mark.timeout(7200)
 def test_tiny_3d_200_steps_are_80_and_120(triaxis: Triaxis, tmp_path: Path) -> None:
     """The issue's number: 200 steps of the published recipe straight, and 80 + 120 after a SIGKILL, bitwise."""
-    recipe = ["experiment=tiny_3d", "tracker=none", "corpus.directory=corpus", "train.max_steps=200"]
-    recipe += ["train.tokens=1638400", f"checkpoint.every_tokens={80 * 8192}", f"run.dir={tmp_path / 'runs'}"]
+    tokens = 4096
+    recipe = ["experiment=tiny_3d", "tracker=none", "corpus.directory=corpus", f"train.tokens={200 * tokens}"]
+    recipe += [f"train.batch_tokens={tokens}", f"checkpoint.every_tokens={80 * tokens}", f"run.dir={tmp_path / 'runs'}"]
     straight, run = (tmp_path / "runs" / name for name in ("straight", "run"))
     started = triaxis.start("train", *recipe, "run.name=run")
     started.until(lambda: committed(run), "step 80", timeout=3000)

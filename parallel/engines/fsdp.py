@@ -1,0 +1,333 @@
+"""The `torch` engine over many processes: FSDP2 over the data axis, torch's schedules over the pipeline axis, megatron-core's
+layers inside.
+
+Every way to lay out the data axis is FSDP2 on a mesh of replicas x shards: DDP has one shard, full sharding one replica, hybrid
+sharding some of both. Master weights and moments are this rank's rows in float32; the optimizer sees them as plain
+tensors that share memory with FSDP2's shards.
+
+FSDP2 means gradients over the data axis, so losses are scaled by its degree: a gradient is that of the mean over valid tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from models.decoder import Decoder, DecoderLayer, block_count, named_parameters
+from models.parameters import Declaration, declaration, initialise
+from models.random import Clock
+from parallel.checkpoint.pieces import Piece
+from parallel.engines.base import (
+    Batch,
+    EngineSpec,
+    NamedParameters,
+    StepResult,
+    applied_steps,
+    check_batch,
+    clip_factor,
+    ensure_state,
+    micro_batches,
+    model_dtype,
+    moments,
+    set_applied_steps,
+    set_learning_rate,
+    squared_norm,
+)
+from parallel.engines.pipeline import Pipeline
+from parallel.engines.state import parameter_pieces
+from parallel.layers import gather_vocabulary, layers_for
+from parallel.mesh import Mesh
+from parallel.schedule import owner, stage_count, stages_of
+from parallel.stages import stage_bounds
+
+EMBEDDING, HEAD = "embedding.token.weight", "head.projection.weight"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This rank's rows of a parameter. master: float32, the memory of FSDP2's own shard; start: its first element in the
+    local parameter; copy: the last stage's copy of a tied embedding."""
+
+    name: str
+    declared: Declaration
+    sharded: nn.Parameter
+    master: nn.Parameter
+    start: int
+    copy: bool
+
+
+class FsdpEngine:
+    """A model under torch at one layout of several processes."""
+
+    def __init__(self, spec: EngineSpec, mesh: Mesh) -> None:
+        self.spec, self.mesh, self.device = spec, mesh, mesh.device
+        self.dtype = model_dtype(spec.precision.name)
+        self.clock = Clock(spec.seed)
+        self.layers = layers_for(mesh, torch.float32, self.clock)
+        self.loss = self.layers.loss()
+        self.replicas = mesh.config.data_replicas if mesh.config.zero_stage else mesh.config.data
+        self.stages = stage_count(mesh.config)
+        self.data_mesh = self._data_mesh()
+        self.modules = {stage: self._build_stage(stage) for stage in stages_of(mesh.config, mesh.place.pipeline)}
+        self.shards = [shard for module in self.modules.values() for shard in self._materialise(module)]
+        self.parameters = self.named_parameters()
+        self.optimizer = spec.optimizer([(shard.name, shard.master) for shard in self.shards if shard.master.numel()])
+        ensure_state(self.optimizer)
+        self.pipeline = self._build_pipeline() if self.stages > 1 else None
+        self._batch: Batch | None = None
+        self._factor = self._loss_sum = 0.0
+
+    # What the loop asks for -----------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch, learning_rate: float) -> StepResult:
+        check_batch(batch, self.spec.micro_batch)
+        for module in self.modules.values():
+            module.train()
+        self.clock.start(batch.first_sample)
+        valid = self.mesh.sum_over_data(float(batch.weights.sum()))
+        self._batch, self._factor = batch, self.mesh.config.data / valid
+        self._losses = torch.zeros((), device=self.device)
+        if self.pipeline is None:
+            self._run_plain(batch)
+        else:
+            self.pipeline.step(batch.inputs.to(self.device))
+        gradients = self._take_gradients()
+        loss_sum, squares = self._sum_over_world(float(self._losses), squared_norm(gradients))
+        norm = math.sqrt(squares) if math.isfinite(squares) else math.inf
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            factor = clip_factor(norm, self.spec.clip_norm)
+            if factor != 1.0:
+                torch._foreach_mul_([s.master.grad for s in self.shards if s.master.grad is not None], factor)
+            set_learning_rate(self.optimizer, learning_rate)
+            self.optimizer.step()
+        for shard in self.shards:
+            shard.master.grad = shard.sharded.grad = None
+        return StepResult(loss_sum, valid, norm, skipped)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[float, float]:
+        total = 0.0
+        for micro in micro_batches(batch, self.spec.micro_batch):
+            logits = self._forward(micro.inputs)
+            if logits is not None:
+                total += float(self._weighted(logits, micro.targets, micro.weights))
+        self._reshard()
+        return self._sum_over_world(total, 0.0)[0], self.mesh.sum_over_data(float(batch.weights.sum()))
+
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, position: int) -> Tensor:
+        logits = self._forward(tokens)
+        self._reshard()
+        size = (tokens.shape[0], self.spec.model.padded_vocab)
+        found = torch.empty(size, dtype=torch.float32, device=self.device)
+        if logits is not None:
+            found = gather_vocabulary(logits[position].float(), self.mesh).contiguous()
+        if self.pipeline is not None:
+            last = owner(self.mesh.config, self.stages - 1)
+            dist.broadcast(found, group=self.mesh.pipeline_group, group_src=last)
+        return found
+
+    def named_parameters(self) -> NamedParameters:
+        return [(shard.name, shard.master) for shard in self.shards]
+
+    def pieces(self, *, for_saving: bool, weights_only: bool = False) -> list[Piece]:
+        found: list[Piece] = []
+        for index, shard in enumerate(self.shards):
+            if not shard.master.numel() or (for_saving and not self._saves(index, shard)):
+                continue
+            state = {key: value.view(-1) for key, value in moments(self.optimizer, shard.master).items()}
+            flat = shard.master.detach().view(-1)
+            found += parameter_pieces(shard.name, shard.declared, flat, state, shard.start, weights_only)
+        return found
+
+    def state(self) -> dict[str, float]:
+        return {"applied_steps": applied_steps(self.optimizer), "loss_scale": 1.0}
+
+    def loaded(self, state: dict[str, float]) -> None:
+        set_applied_steps(self.optimizer, state.get("applied_steps", 0.0))
+
+    def close(self) -> None:
+        self.pipeline = None
+
+    # Building -------------------------------------------------------------------------------------------------------
+
+    def _data_mesh(self) -> DeviceMesh:
+        """Replicas x shards of this rank's data axis, or shards alone."""
+        config = self.mesh.config
+        shards = config.data // self.replicas
+        ranks = torch.arange(self.mesh.world_size).view(config.pipeline, self.replicas, shards, config.tensor)
+        whole = DeviceMesh(self.device.type, ranks, mesh_dim_names=("pipeline", "replicas", "shards", "tensor"))
+        return whole["replicas", "shards"] if self.replicas > 1 else whole["shards"]
+
+    def _build_stage(self, stage: int) -> Decoder:
+        """A stage on the meta device, cut by FSDP2: each layer by itself, what is left with the root."""
+        spec, config = self.spec, self.mesh.config
+        bounds = stage_bounds(spec.model, self.stages, spec.sequence_length)
+        start, stop = bounds[stage], bounds[stage + 1]
+        model = spec.model
+        if start > 0 and stop == block_count(model):
+            model = replace(model, tied_embeddings=False)  # a tied head far from its embedding has a copy of it
+        with torch.device("meta"):
+            module = Decoder(model, self.layers, start, stop, config.recompute)
+        narrow = None if self.dtype == torch.float32 else self.dtype
+        shard = partial(
+            fully_shard,
+            mesh=self.data_mesh,
+            mp_policy=MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None),
+            offload_policy=CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
+            if config.offload_optimizer
+            else OffloadPolicy(),
+        )
+        declared = [declaration(parameter) for _, parameter in named_parameters(iter(module.blocks))]
+        for block in module.blocks:
+            if isinstance(block, DecoderLayer):
+                shard(block, reshard_after_forward=config.zero_stage == 3)
+        shard(module, reshard_after_forward=False)
+        for (_, parameter), found in zip(named_parameters(iter(module.blocks)), declared, strict=True):
+            parameter.declaration = found  # type: ignore[attr-defined]
+        return module
+
+    def _materialise(self, module: Decoder) -> list[Shard]:
+        """Give a stage memory and initial weights: each rank makes and writes its own rows alone."""
+        declared = [declaration(parameter) for _, parameter in named_parameters(iter(module.blocks))]
+        module.to_empty(device="cpu" if self.mesh.config.offload_optimizer else self.device)
+        for part in module.modules():
+            if isinstance(part, FSDPModule):  # pads shards now: from here on their memory stays where it is
+                part.unshard()
+                part.reshard()
+        return [
+            self._shard(name, parameter, found)
+            for (name, parameter), found in zip(named_parameters(iter(module.blocks)), declared, strict=True)
+        ]
+
+    def _shard(self, name: str, sharded: nn.Parameter, declared: Declaration) -> Shard:
+        assert isinstance(sharded, DTensor)
+        copy = self.spec.model.tied_embeddings and name == HEAD
+        name = EMBEDDING if copy else name
+        master = nn.Parameter(sharded.to_local().detach())
+        master.declaration = declared  # type: ignore[attr-defined]
+        shards = self.mesh.config.data // self.replicas
+        rows = -(-declared.local_shape[0] // shards)  # as torch.chunk cuts
+        first = min(rows * (self.mesh.place.data % shards), declared.local_shape[0])
+        if master.numel():
+            initialise(master.data, name, self.spec.seed, declared, (first, *[0] * (master.dim() - 1)))
+        return Shard(name, declared, sharded, master, first * math.prod(declared.local_shape[1:]), copy)
+
+    def _build_pipeline(self) -> Pipeline:
+        spec, config = self.spec, self.mesh.config
+        length, rows = spec.sequence_length, spec.micro_batch
+        share = config.tensor if config.sequence_parallel else 1
+        return Pipeline(
+            self.mesh,
+            dict(self.modules),
+            self._stage_loss,
+            micro_batch=rows,
+            micro_batches=spec.micro_batches,
+            sequence_length=length,
+            activation=(length // share, rows, spec.model.hidden_size),
+            logits=(length, rows, spec.model.padded_vocab // config.tensor),
+            dtype=self.dtype,
+        )
+
+    def _saves(self, index: int, shard: Shard) -> bool:
+        """Whether this rank writes its rows: one rank of the tensor axis for whole parameters, replicas take turns."""
+        if shard.copy or (shard.declared.dim is None and self.mesh.place.tensor != 0):
+            return False
+        return index % self.replicas == self._replica
+
+    @property
+    def _replica(self) -> int:
+        return self.mesh.place.data // (self.mesh.config.data // self.replicas)
+
+    # Stepping -------------------------------------------------------------------------------------------------------
+
+    def _run_plain(self, batch: Batch) -> None:
+        (module,) = self.modules.values()
+        assert isinstance(module, FSDPModule)
+        last = batch.inputs.shape[0] // self.spec.micro_batch - 1
+        for index, micro in enumerate(micro_batches(batch, self.spec.micro_batch)):
+            # ZeRO 2 and 3 keep no whole gradients between micro-batches; below that they are reduced once
+            module.set_requires_gradient_sync(index == last or self.mesh.config.zero_stage >= 2)
+            loss = self._weighted(module(micro.inputs.to(self.device)), micro.targets, micro.weights)
+            self._losses += loss.detach()
+            (loss * self._factor).backward()
+
+    def _stage_loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+        assert self._batch is not None
+        rows = rows.to(self._batch.targets.device)
+        loss = self._weighted(logits, self._batch.targets[rows], self._batch.weights[rows])
+        self._losses += loss.detach()
+        return loss * self._factor
+
+    def _weighted(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        losses = self.loss(logits, targets.to(self.device).t().contiguous())
+        return (losses * weights.to(self.device).t()).sum()
+
+    def _forward(self, tokens: Tensor) -> Tensor | None:
+        for module in self.modules.values():
+            module.eval()
+        tokens = tokens.to(self.device)
+        if self.pipeline is not None:
+            return self.pipeline.forward(tokens)
+        (module,) = self.modules.values()
+        return module(tokens)
+
+    def _reshard(self) -> None:
+        """After a pass without backward the root's parameters are still whole, and would miss the next update."""
+        for module in self.modules.values():
+            for part in module.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()
+
+    def _take_gradients(self) -> list[Tensor]:
+        """Hand the shards' gradients to the masters; returns those that count in the norm, each once in the world."""
+        for shard in self.shards:
+            gradient = shard.sharded.grad
+            shard.master.grad = gradient.to_local() if isinstance(gradient, DTensor) else torch.zeros_like(shard.master)
+        self._sum_tied()
+        if self._replica != 0:
+            return []
+        whole = self.mesh.place.tensor == 0
+        return [
+            shard.master.grad
+            for shard in self.shards
+            if shard.master.grad is not None and not shard.copy and (whole or shard.declared.dim is not None)
+        ]
+
+    def _sum_tied(self) -> None:
+        """Add the gradients of a tied embedding and its copy, which then stay equal bitwise."""
+        if not self.spec.model.tied_embeddings or self.pipeline is None:
+            return
+        tied = [shard.master.grad for shard in self.shards if shard.name == EMBEDDING]
+        if len(tied) == 2:  # a V puts the first and the last stage on one rank
+            total = tied[0] + tied[1]
+            for gradient in tied:
+                gradient.copy_(total)
+        elif tied:
+            first, last = owner(self.mesh.config, 0), owner(self.mesh.config, self.stages - 1)
+            peer = last if self.mesh.place.pipeline == first else first
+            theirs = torch.empty_like(tied[0])
+            group = self.mesh.pipeline_group
+            operations = [
+                dist.P2POp(dist.isend, tied[0].clone(), group=group, group_peer=peer),
+                dist.P2POp(dist.irecv, theirs, group=group, group_peer=peer),
+            ]
+            for work in dist.batch_isend_irecv(operations):
+                work.wait()
+            tied[0].add_(theirs)
+
+    def _sum_over_world(self, loss_sum: float, squares: float) -> tuple[float, float]:
+        """(losses of all data ranks, squares of all ranks): every rank of the last stage's tensor axis has the same loss."""
+        here = self.stages - 1 in self.modules and self.mesh.place.tensor == 0
+        found = torch.tensor([loss_sum if here else 0.0, squares], dtype=torch.float64, device=self.device)
+        dist.all_reduce(found)
+        return float(found[0]), float(found[1])

@@ -1,0 +1,69 @@
+"""Pipeline schedules by name: how many stages a rank holds, which ones, and what micro-batches they allow. No torch here.
+
+GPipe (arXiv 1811.06965); 1F1B (PipeDream-flush, 2006.09503); interleaved 1F1B (2104.04473); zero bubble and its V form
+(2401.10241, 2405.15362); DualPipeV (the V form of 2412.19437's schedule).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from parallel.config import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a schedule needs. torch_name: its class in torch.distributed.pipelining."""
+
+    torch_name: str
+    stages: int  # on a rank; 0: as many as parallel.virtual_stages says
+    v_shaped: bool = False  # rank r holds stages r and 2P - 1 - r, so the first and the last stage share a rank
+    single: bool = False  # torch's class takes one stage, not a list
+
+
+SCHEDULES = {
+    "gpipe": Schedule("ScheduleGPipe", 1, single=True),
+    "1f1b": Schedule("Schedule1F1B", 1, single=True),
+    "interleaved_1f1b": Schedule("ScheduleInterleaved1F1B", 0),
+    "interleaved_zero_bubble": Schedule("ScheduleInterleavedZeroBubble", 0),
+    "zbv": Schedule("ScheduleZBVZeroBubble", 2, v_shaped=True),
+    "dualpipev": Schedule("ScheduleDualPipeV", 2, v_shaped=True),
+}
+
+
+def stages_per_rank(config: ParallelConfig) -> int:
+    """Stages that each rank of the pipeline axis holds."""
+    return SCHEDULES[config.schedule].stages or config.virtual_stages
+
+
+def stage_count(config: ParallelConfig) -> int:
+    """Stages of the whole pipeline."""
+    return config.pipeline * stages_per_rank(config) if config.pipeline > 1 else 1
+
+
+def owner(config: ParallelConfig, stage: int) -> int:
+    """Which rank of the pipeline axis holds a stage."""
+    turn, place = divmod(stage, config.pipeline)
+    backwards = SCHEDULES[config.schedule].v_shaped and turn % 2 == 1
+    return config.pipeline - 1 - place if backwards else place
+
+
+def stages_of(config: ParallelConfig, rank: int) -> list[int]:
+    """Stages of one rank of the pipeline axis, in order."""
+    return [stage for stage in range(stage_count(config)) if owner(config, stage) == rank]
+
+
+def micro_batch_trouble(config: ParallelConfig, micro_batches: int) -> str:
+    """Why a step of so many micro-batches a data rank cannot be scheduled; empty where it can."""
+    if config.pipeline == 1:
+        return ""
+    schedule, degree = SCHEDULES[config.schedule], config.pipeline
+    if schedule.v_shaped and micro_batches < stage_count(config):
+        return f"needs at least {stage_count(config)} micro-batches a step"
+    if config.schedule.startswith("interleaved"):
+        rounds = max(1, micro_batches // degree)
+        if micro_batches % rounds:
+            return f"needs a number of micro-batches that divides by its {rounds} rounds of {degree} or more"
+    return ""
