@@ -11,7 +11,7 @@ from data.shards import Blocks
 from data.tokenizers import load_corpus_tokenizer
 from launcher.compose import phase_recipe
 from launcher.config import Recipe, RecipeError
-from parallel.check import check_engine, check_model, choose_engine, resolve_world
+from parallel.check import check_engine, check_micro_batches, check_model, choose_engine, resolve_world
 
 
 def phases_of(recipe: Recipe) -> list[Recipe]:
@@ -57,6 +57,7 @@ def check_layout(recipe: Recipe, world_size: int) -> None:
         layout = resolve_world(phase.parallel, world_size)
         check_model(layout, phase.model, phase.train.sequence_length)
         check_batch(phase, layout.data)
+        check_micro_batches(layout, phase.train.batch_sequences // (phase.train.micro_batch * layout.data))
 
 
 def check_recipe(recipe: Recipe, world_size: int, device: str) -> None:

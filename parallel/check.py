@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from models.config import ModelConfig
 from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
-from parallel.schedule import micro_batch_trouble, stage_count, stages_per_rank
+from parallel.schedule import SCHEDULES, micro_batch_trouble, stage_count, stages_per_rank
 
 
 def resolve_world(config: ParallelConfig, world_size: int) -> ParallelConfig:
@@ -88,6 +88,11 @@ def _check_torch(config: ParallelConfig, precision: PrecisionConfig, world_size:
         raise ParallelError(
             f"precision.name=fp16: parallel.engine=torch scales losses in one process only, the layout has {world_size}; set "
             "precision.name=bf16 or parallel.engine=deepspeed"
+        )
+    if SCHEDULES[config.schedule].splits_backward and config.zero_stage == 3:
+        raise ParallelError(
+            f"parallel.zero_stage=3: parallel.schedule={config.schedule} computes gradients of weights later than those of "
+            "inputs, and torch frees parameters in between (gradients are silently wrong); set parallel.zero_stage=2"
         )
     if world_size == 1 and (config.zero_stage > 1 or config.offload_optimizer):
         option = f"zero_stage={config.zero_stage}" if config.zero_stage > 1 else "offload_optimizer=true"

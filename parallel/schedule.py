@@ -21,15 +21,16 @@ class Schedule:
     stages: int  # on a rank; 0: as many as parallel.virtual_stages says
     v_shaped: bool = False  # rank r holds stages r and 2P - 1 - r, so the first and the last stage share a rank
     single: bool = False  # torch's class takes one stage, not a list
+    splits_backward: bool = False  # gradients of weights are computed apart from those of inputs
 
 
 SCHEDULES = {
     "gpipe": Schedule("ScheduleGPipe", 1, single=True),
     "1f1b": Schedule("Schedule1F1B", 1, single=True),
     "interleaved_1f1b": Schedule("ScheduleInterleaved1F1B", 0),
-    "interleaved_zero_bubble": Schedule("ScheduleInterleavedZeroBubble", 0),
-    "zbv": Schedule("ScheduleZBVZeroBubble", 2, v_shaped=True),
-    "dualpipev": Schedule("ScheduleDualPipeV", 2, v_shaped=True),
+    "interleaved_zero_bubble": Schedule("ScheduleInterleavedZeroBubble", 0, splits_backward=True),
+    "zbv": Schedule("ScheduleZBVZeroBubble", 2, v_shaped=True, splits_backward=True),
+    "dualpipev": Schedule("ScheduleDualPipeV", 2, v_shaped=True, splits_backward=True),
 }
 
 

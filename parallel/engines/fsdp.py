@@ -6,6 +6,8 @@ sharding some of both. Master weights and moments are this rank's rows in float3
 tensors that share memory with FSDP2's shards.
 
 FSDP2 means gradients over the data axis, so losses are scaled by its degree: a gradient is that of the mean over valid tokens.
+
+Relied on (and listed by the contract test): a group's `lazy_init` puts shards where they stay, and is idempotent.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from models.decoder import Decoder, DecoderLayer, block_count, named_parameters
+from models.decoder import Decoder, DecoderLayer, EmbeddingBlock, HeadBlock, block_count, named_parameters
 from models.parameters import Declaration, declaration, initialise
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece
@@ -41,7 +43,7 @@ from parallel.engines.base import (
     set_learning_rate,
     squared_norm,
 )
-from parallel.engines.pipeline import Pipeline
+from parallel.engines.pipeline import Pipeline, groups_of
 from parallel.engines.state import parameter_pieces
 from parallel.layers import gather_vocabulary, layers_for
 from parallel.mesh import Mesh
@@ -99,8 +101,8 @@ class FsdpEngine:
             self._run_plain(batch)
         else:
             self.pipeline.step(batch.inputs.to(self.device))
-        gradients = self._take_gradients()
-        loss_sum, squares = self._sum_over_world(float(self._losses), squared_norm(gradients))
+        self._take_gradients()
+        loss_sum, squares = self._sum_over_world(float(self._losses), self._squares())
         norm = math.sqrt(squares) if math.isfinite(squares) else math.inf
         skipped = not math.isfinite(norm)
         if not skipped:
@@ -188,8 +190,8 @@ class FsdpEngine:
             else OffloadPolicy(),
         )
         declared = [declaration(parameter) for _, parameter in named_parameters(iter(module.blocks))]
-        for block in module.blocks:
-            if isinstance(block, DecoderLayer):
+        for block in module.blocks:  # a tied embedding is used at both ends, so it stays with the root
+            if isinstance(block, DecoderLayer) or (isinstance(block, EmbeddingBlock | HeadBlock) and not module.tied):
                 shard(block, reshard_after_forward=config.zero_stage == 3)
         shard(module, reshard_after_forward=False)
         for (_, parameter), found in zip(named_parameters(iter(module.blocks)), declared, strict=True):
@@ -200,10 +202,8 @@ class FsdpEngine:
         """Give a stage memory and initial weights: each rank makes and writes its own rows alone."""
         declared = [declaration(parameter) for _, parameter in named_parameters(iter(module.blocks))]
         module.to_empty(device="cpu" if self.mesh.config.offload_optimizer else self.device)
-        for part in module.modules():
-            if isinstance(part, FSDPModule):  # pads shards now: from here on their memory stays where it is
-                part.unshard()
-                part.reshard()
+        for group in groups_of(module):
+            group.lazy_init()  # pads shards now, not at the first step: from here on their memory stays where it is
         return [
             self._shard(name, parameter, found)
             for (name, parameter), found in zip(named_parameters(iter(module.blocks)), declared, strict=True)
@@ -219,7 +219,11 @@ class FsdpEngine:
         rows = -(-declared.local_shape[0] // shards)  # as torch.chunk cuts
         first = min(rows * (self.mesh.place.data % shards), declared.local_shape[0])
         if master.numel():
-            initialise(master.data, name, self.spec.seed, declared, (first, *[0] * (master.dim() - 1)))
+            rounded = torch.empty_like(
+                master, dtype=self.dtype
+            )  # every engine begins with weights that its model can hold
+            initialise(rounded, name, self.spec.seed, declared, (first, *[0] * (master.dim() - 1)))
+            master.data.copy_(rounded)
         return Shard(name, declared, sharded, master, first * math.prod(declared.local_shape[1:]), copy)
 
     def _build_pipeline(self) -> Pipeline:
@@ -288,20 +292,22 @@ class FsdpEngine:
                 if isinstance(part, FSDPModule):
                     part.reshard()
 
-    def _take_gradients(self) -> list[Tensor]:
-        """Hand the shards' gradients to the masters; returns those that count in the norm, each once in the world."""
+    def _take_gradients(self) -> None:
+        """Hand the shards' gradients to the masters."""
         for shard in self.shards:
             gradient = shard.sharded.grad
             shard.master.grad = gradient.to_local() if isinstance(gradient, DTensor) else torch.zeros_like(shard.master)
         self._sum_tied()
-        if self._replica != 0:
-            return []
-        whole = self.mesh.place.tensor == 0
-        return [
-            shard.master.grad
-            for shard in self.shards
-            if shard.master.grad is not None and not shard.copy and (whole or shard.declared.dim is not None)
-        ]
+
+    def _squares(self) -> float:
+        """What this rank adds to the squared norm, in which every element counts once; NaN where anything is not finite."""
+        once: list[Tensor] = []
+        again: list[Tensor] = []
+        for shard in self.shards:
+            whole_elsewhere = shard.declared.dim is None and self.mesh.place.tensor != 0
+            assert shard.master.grad is not None
+            (again if shard.copy or whole_elsewhere or self._replica else once).append(shard.master.grad)
+        return squared_norm(once) + 0.0 * squared_norm(again)  # 0 times infinity is not a number
 
     def _sum_tied(self) -> None:
         """Add the gradients of a tied embedding and its copy, which then stay equal bitwise."""

@@ -1,23 +1,45 @@
 """The pipeline axis of the `torch` engine: stages under torch's schedules, and a plain pass forward without one.
 
 Relied on (and listed by the contract test): a stage whose example inputs and outputs are given infers nothing by running
-the model; a schedule cuts inputs and targets along dim 0 in order.
+the model; a schedule cuts inputs and targets along dim 0 in order; what `_Stage` calls of FSDP2's parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from parallel.mesh import Mesh
 from parallel.schedule import SCHEDULES, owner, stage_count
 
 StageLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def groups_of(module: nn.Module) -> Iterator[FSDPParamGroup]:
+    """FSDP2's groups of parameters of a module and everything in it."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            yield from part._get_fsdp_state()._fsdp_param_groups
+
+
+class _Stage(pipelining.PipelineStage):
+    """A stage whose weight gradients are summed over micro-batches in float32 where backward is split, too: FSDP2 does so when
+    backward of a whole layer ends, which a split one never does."""
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+        for group in groups_of(self.submod):
+            for parameter in group.fsdp_params:
+                if hasattr(parameter, "_unsharded_param"):
+                    parameter.accumulate_unsharded_grad_if_needed()
+                    parameter.to_accumulated_grad_if_needed()
 
 
 class Pipeline:
@@ -47,7 +69,7 @@ class Pipeline:
         between = torch.empty(activation, dtype=dtype, device="meta", requires_grad=True)
         ends = torch.empty(logits, dtype=dtype, device="meta", requires_grad=True)
         stages = [
-            pipelining.PipelineStage(
+            _Stage(
                 module,
                 index,
                 self.stages,

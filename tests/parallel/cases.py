@@ -52,6 +52,8 @@ DIALECTS: dict[str, ModelConfig] = {
     ),
     # a vocabulary that outweighs the layers: the last of two stages is the tied head alone
     "head": replace(_MINUTE, vocab_size=1001, layers=2, tied_embeddings=True),
+    # as many layers as four ranks of two stages need
+    "deep": replace(_MINUTE, layers=8, kv_heads=2, tied_embeddings=True),
     # query-key norm, biases in the attention projections only, grouped-query with dropout in its attention, tied
     "qwen": replace(
         _MINUTE, kv_heads=2, qk_norm=True, qkv_bias=True, tied_embeddings=True, dropout=0.1, attention_dropout=0.1
@@ -98,7 +100,9 @@ class Case:
         config = self.parallel
         words = [f"{config.tensor}x{config.pipeline}x{max(1, config.data)}"]
         words += [] if config.engine == "auto" else [config.engine]
-        words += [] if config.engine == "torch" else [f"zero{config.zero_stage}"]
+        words += [] if self.world_size == 1 and config.engine == "torch" else [f"zero{config.zero_stage}"]
+        words += [] if config.schedule == "1f1b" else [config.schedule]
+        words += [] if config.data_replicas == 1 else [f"{config.data_replicas}replicas"]
         words += ["sp"] if config.sequence_parallel else []
         words += ["offload"] if config.offload_optimizer else []
         words += [] if config.recompute == "none" else [config.recompute]

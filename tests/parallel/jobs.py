@@ -21,6 +21,7 @@ from models.decoder import DecoderLayer
 from parallel.check import check_engine, check_model, choose_engine
 from parallel.config import ParallelConfig
 from parallel.engines.base import Batch, Engine, EngineSpec
+from parallel.engines.fsdp import FsdpEngine
 from parallel.engines.select import build_engine
 from parallel.mesh import Mesh
 from tests.parallel.cases import LENGTH, SEQUENCES, Case, tokens_of_step, weights_of_step
@@ -149,6 +150,14 @@ def train_with_fault(case: Case, steps: list[int], fault: Fault) -> FaultyCurve:
 
 
 def _spoil(engine: Engine, fault: Fault, curve: FaultyCurve) -> RemovableHandle:
+    if isinstance(engine, FsdpEngine):  # what autograd fills is not there between steps: spoil the reduced shard
+        (sharded,) = (shard.sharded for shard in engine.shards if shard.name == fault.parameter and not shard.copy)
+
+        def spoil_shard(parameter: Tensor) -> None:
+            curve.struck += 1
+            parameter.grad.to_local().view(-1)[-1] = fault.value  # type: ignore[union-attr]
+
+        return sharded.register_post_accumulate_grad_hook(spoil_shard)
     parameter = dict(engine.named_parameters())[fault.parameter]
 
     def hook(gradient: Tensor) -> Tensor:
@@ -246,7 +255,7 @@ def census() -> dict[str, Any]:
     """What this process holds of the machine, and whatever of engines is still alive in it."""
     gc.collect()
     alive = gc.get_objects()
-    kinds = ("DeepSpeedEngine", "PipelineEngine", "TorchEngine", "Decoder", "Mesh", "AdamW")
+    kinds = ("DeepSpeedEngine", "PipelineEngine", "TorchEngine", "FsdpEngine", "Decoder", "Mesh", "AdamW")
     return {
         "threads": len(os.listdir("/proc/self/task")),
         "files": len(os.listdir("/proc/self/fd")),

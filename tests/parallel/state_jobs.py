@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -120,13 +121,14 @@ class _Allocations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         made = function(*arguments, **(keywords or {}))
         for tensor in tree_leaves(made):
-            if torch.is_tensor(tensor) and tensor.is_floating_point():
+            tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            if torch.is_tensor(tensor) and tensor.is_floating_point() and not tensor.is_meta:
                 self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
         return made
 
 
 def allocations(case: Case) -> tuple[int, int]:
-    """(elements of the largest tensor made before DeepSpeed takes the model over, elements of parameters held then)."""
+    """(elements of the largest tensor made, elements of parameters held): under DeepSpeed until it takes the model over."""
 
     class Seen(Exception):
         """Carries on nothing: what follows is DeepSpeed's own."""
@@ -139,7 +141,9 @@ def allocations(case: Case) -> tuple[int, int]:
 
     mesh = Mesh(case.parallel, CPU)
     with _Allocations() as made, mock.patch("deepspeed.initialize", take_over), contextlib.suppress(Seen):
-        build_engine(spec_of(case, mesh), mesh)
+        found.append(
+            sum(parameter.numel() for _, parameter in build_engine(spec_of(case, mesh), mesh).named_parameters())
+        )
     mesh.close()
     return made.largest, found[0]
 

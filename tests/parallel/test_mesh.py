@@ -60,6 +60,9 @@ LEAVING = [
     {"pipeline": 2, "zero_stage": 0},
     {"pipeline": 2, "zero_stage": 1},
     {"tensor": 2, "sequence_parallel": True},
+    {"engine": "torch", "data": 2, "zero_stage": 3},
+    {"engine": "torch", "data": 2, "zero_stage": 0},
+    {"engine": "torch", "pipeline": 2, "schedule": "zbv"},
 ]
 
 

@@ -15,6 +15,7 @@ import torch
 
 from launcher.config import OptimizerConfig
 from parallel.config import ParallelConfig
+from parallel.schedule import SCHEDULES
 from tests.helpers.pool import Pools
 from tests.parallel import jobs
 from tests.parallel.cases import ADAMW, DIALECTS, SEQUENCES, SGD, Case
@@ -90,6 +91,59 @@ LAYOUTS = [
     case("post", SGD, 2, 2, 2, zero_stage=1, micro_batch=1),
 ]
 
+# The same under the torch engine: FSDP2 on every kind of data mesh, and every pipeline schedule at 2 and 4 stages' ranks.
+TORCH_LAYOUTS = [
+    case("llama", ADAMW, 1, 1, 2, engine="torch", zero_stage=0),
+    case("gpt", SGD, 1, 1, 2, engine="torch", zero_stage=1, micro_batch=1),
+    case("qwen", ADAMW, 1, 1, 2, engine="torch", zero_stage=2, recompute="selective"),
+    case("post", SGD, 1, 1, 2, engine="torch", zero_stage=3, recompute="block"),
+    case("gpt", ADAMW, 1, 1, 2, engine="torch", zero_stage=3, offload_optimizer=True),
+    case("qwen", SGD, 1, 1, 4, engine="torch", zero_stage=3, data_replicas=2),
+    case("llama", ADAMW, 1, 1, 4, engine="torch", zero_stage=1, data_replicas=2, recompute="block", micro_batch=1),
+    case("post", ADAMW, 2, 1, 1, engine="torch", zero_stage=0, sequence_parallel=True, recompute="selective"),
+    case("gpt", SGD, 2, 1, 2, engine="torch", zero_stage=3, sequence_parallel=True, recompute="block"),
+    case("qwen", ADAMW, 2, 1, 2, engine="torch", zero_stage=2, offload_optimizer=True),
+    case("gpt", SGD, 4, 1, 1, engine="torch", zero_stage=3),
+    *(
+        case(dialect, optimizer, 1, pipeline, 1, engine="torch", micro_batch=1, **options)  # type: ignore[arg-type]
+        for dialect, optimizer, pipeline, options in (
+            ("gpt", SGD, 2, {"schedule": "gpipe"}),
+            ("qwen", ADAMW, 4, {"schedule": "gpipe", "zero_stage": 3}),
+            ("post", SGD, 2, {"schedule": "1f1b", "zero_stage": 2, "recompute": "block"}),
+            ("gpt", ADAMW, 4, {"schedule": "1f1b"}),
+            ("qwen", SGD, 2, {"schedule": "interleaved_1f1b", "virtual_stages": 2, "zero_stage": 3}),
+            ("deep", ADAMW, 4, {"schedule": "interleaved_1f1b", "virtual_stages": 2}),
+            ("gpt", ADAMW, 2, {"schedule": "interleaved_zero_bubble", "virtual_stages": 2, "zero_stage": 2}),
+            ("deep", SGD, 4, {"schedule": "interleaved_zero_bubble", "virtual_stages": 2, "recompute": "block"}),
+            ("post", ADAMW, 2, {"schedule": "zbv", "recompute": "selective"}),
+            ("deep", SGD, 4, {"schedule": "zbv"}),
+            ("gpt", SGD, 2, {"schedule": "dualpipev"}),
+            ("deep", ADAMW, 4, {"schedule": "dualpipev", "zero_stage": 2}),
+        )
+    ),
+    case("head", SGD, 1, 2, 2, engine="torch", zero_stage=3),
+    case("llama", ADAMW, 2, 2, 1, engine="torch", schedule="zbv", sequence_parallel=True, micro_batch=1),
+    case("gpt", SGD, 1, 2, 2, engine="torch", schedule="zbv", zero_stage=2, micro_batch=1),
+    case("qwen", ADAMW, 1, 2, 2, engine="torch", schedule="interleaved_1f1b", virtual_stages=2, zero_stage=3),
+    # three axes
+    case("gpt", ADAMW, 2, 2, 2, engine="torch", zero_stage=3, sequence_parallel=True, recompute="block"),
+    case("llama", SGD, 2, 2, 2, engine="torch", schedule="dualpipev", zero_stage=2, micro_batch=1),
+    case("qwen", SGD, 2, 2, 2, engine="torch", schedule="zbv", zero_stage=0, sequence_parallel=True, micro_batch=1),
+    case(
+        "post",
+        ADAMW,
+        2,
+        2,
+        2,
+        engine="torch",
+        schedule="interleaved_zero_bubble",
+        virtual_stages=2,
+        zero_stage=2,
+        micro_batch=1,
+    ),
+    case("gpt", SGD, 1, 2, 4, engine="torch", schedule="gpipe", zero_stage=3, data_replicas=2, micro_batch=1),
+]
+
 DEGREES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
 PRODUCT = [
     case(dialect, optimizer, *degrees, zero_stage=zero, sequence_parallel=cut, recompute=recompute)
@@ -99,6 +153,20 @@ PRODUCT = [
     for recompute in ("none", "block", "selective")
     for dialect in DIALECTS
     for optimizer in (ADAMW, SGD)
+]
+
+TORCH_PRODUCT = [
+    case(dialect, SGD, *degrees, engine="torch", zero_stage=zero, sequence_parallel=cut, micro_batch=1, **options)  # type: ignore[arg-type]
+    for degrees in DEGREES[1:]
+    for options in (
+        [{"schedule": name, "virtual_stages": 1 if found.stages else 2} for name, found in SCHEDULES.items()]
+        if degrees[1] > 1
+        else [{}]
+    )
+    for zero in (0, 2, 3)
+    if zero < 3 or degrees[1] == 1 or not SCHEDULES[str(options["schedule"])].splits_backward
+    for cut in ((False, True) if degrees[0] > 1 else (False,))
+    for dialect in ("llama", "gpt", "post", "qwen")
 ]
 
 Reference = Callable[[Case], jobs.Curve]
@@ -138,13 +206,13 @@ def assert_matches_single_process(case: Case, pools: Pools, reference: Reference
     assert not any(found.skipped)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS + TORCH_LAYOUTS, ids=str)
 def test_matches_single_process(layout: Case, pools: Pools, reference: Reference) -> None:
     assert_matches_single_process(layout, pools, reference)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", PRODUCT, ids=str)
+@pytest.mark.parametrize("layout", PRODUCT + TORCH_PRODUCT, ids=str)
 def test_product_matches_single_process(layout: Case, pools: Pools, reference: Reference) -> None:
     assert_matches_single_process(layout, pools, reference)
 
@@ -196,6 +264,18 @@ SEQUENCE_PARALLEL = {
     "pipeline": lambda c: c.parallel.pipeline > 1,
     "data": lambda c: c.parallel.data > 1,
 }
+
+
+def test_the_torch_list_has_every_schedule_and_data_mesh() -> None:
+    for schedule in SCHEDULES:
+        for degree in (2, 4):
+            assert any(c.parallel.schedule == schedule and c.parallel.pipeline == degree for c in TORCH_LAYOUTS), (
+                schedule
+            )
+    for zero in range(4):
+        for axis in ("data", "pipeline"):
+            assert any(AXES[axis](c) and c.parallel.zero_stage == zero for c in TORCH_LAYOUTS), (axis, zero)
+    assert sum(AXES["all three"](c) for c in TORCH_LAYOUTS) >= 4
 
 
 def test_the_list_covers_each_option_with_each_axis() -> None:

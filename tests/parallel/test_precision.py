@@ -29,7 +29,8 @@ Once = Callable[..., object]
 
 
 def layout(dialect: str, tensor: int, pipeline: int, data: int, **options: object) -> Case:
-    parallel = ParallelConfig("deepspeed", tensor, pipeline, data, **options)  # type: ignore[arg-type]
+    engine = str(options.pop("engine", "deepspeed"))
+    parallel = ParallelConfig(engine, tensor, pipeline, data, **options)  # type: ignore[arg-type]
     return Case(dialect, parallel, BF16, PLAIN_SGD, micro_batch=2)
 
 
@@ -60,6 +61,11 @@ SAME_ARITHMETIC = [
     layout("llama", 1, 2, 1, zero_stage=1),
     layout("gpt", 1, 2, 1, zero_stage=1),
     layout("post", 1, 2, 2, zero_stage=1, recompute="block"),
+    layout("llama", 1, 1, 2, engine="torch", zero_stage=0),
+    layout("gpt", 1, 1, 2, engine="torch", zero_stage=3),
+    layout("qwen", 1, 1, 4, engine="torch", zero_stage=2, data_replicas=2),
+    layout("post", 1, 2, 1, engine="torch", recompute="block"),
+    layout("llama", 1, 2, 1, engine="torch", schedule="zbv"),
 ]
 
 
@@ -84,6 +90,7 @@ CUT_PRODUCTS = [
     layout("gpt", 2, 1, 1, zero_stage=3, sequence_parallel=True),
     layout("qwen", 2, 1, 2, zero_stage=2, sequence_parallel=True),
     layout("post", 2, 2, 2, zero_stage=1, sequence_parallel=True, recompute="selective"),
+    layout("gpt", 2, 1, 2, engine="torch", zero_stage=3, sequence_parallel=True),
 ]
 
 

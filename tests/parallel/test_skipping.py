@@ -17,7 +17,8 @@ STEPS = [0, 1, 2, 3, 4]
 
 
 def case(dialect: str, tensor: int, pipeline: int, data: int, precision: str = "fp32", **options: object) -> Case:
-    parallel = ParallelConfig("deepspeed", tensor, pipeline, data, **options)  # type: ignore[arg-type]
+    engine = str(options.pop("engine", "deepspeed"))
+    parallel = ParallelConfig(engine, tensor, pipeline, data, **options)  # type: ignore[arg-type]
     optimizer = SGD if dialect == "qwen" else ADAMW
     return Case(dialect, parallel, PrecisionConfig(precision), optimizer, micro_batch=4 if data == 1 else 2)
 
@@ -46,6 +47,10 @@ CASES = [
     (case("llama", 1, 1, 2, "bf16", zero_stage=2), 1, LAST_LAYER, math.nan),
     (case("llama", 1, 1, 2, "bf16", zero_stage=3), 1, LAST_LAYER, -math.inf),
     (case("gpt", 1, 2, 2, "bf16", zero_stage=1), 3, LAST_LAYER, math.nan),
+    (case("llama", 1, 1, 2, engine="torch", zero_stage=0), 1, LAST_LAYER, math.nan),
+    (case("gpt", 1, 1, 2, engine="torch", zero_stage=3), 0, "embedding.token.weight", -math.inf),
+    (case("llama", 2, 1, 1, engine="torch"), 1, LAST_LAYER, -math.inf),
+    (case("gpt", 1, 2, 2, "bf16", engine="torch", zero_stage=2), 3, LAST_LAYER, math.nan),
     (Case("llama", ParallelConfig("torch")), 0, LAST_LAYER, -math.inf),
     (Case("llama", ParallelConfig("torch"), PrecisionConfig("bf16")), 0, LAST_LAYER, math.nan),
 ]

@@ -20,10 +20,11 @@ BF16 = PrecisionConfig("bf16")
 
 
 def case(dialect: str, tensor: int, pipeline: int, data: int, **options: object) -> Case:
-    optimizer = options.pop("optimizer", ADAMW)
+    optimizer, micro_batch = options.pop("optimizer", ADAMW), options.pop("micro_batch", 2)
     precision = options.pop("precision", PrecisionConfig("fp32"))
-    parallel = ParallelConfig("deepspeed", tensor, pipeline, data, **options)  # type: ignore[arg-type]
-    return Case(dialect, parallel, precision, optimizer)  # type: ignore[arg-type]
+    engine = str(options.pop("engine", "deepspeed"))
+    parallel = ParallelConfig(engine, tensor, pipeline, data, **options)  # type: ignore[arg-type]
+    return Case(dialect, parallel, precision, optimizer, micro_batch)  # type: ignore[arg-type]
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -51,6 +52,11 @@ INITIAL = [
     case("gpt", 2, 2, 2, zero_stage=0),
     case("llama", 1, 1, 2, zero_stage=3, precision=BF16),
     case("gpt", 2, 2, 2, zero_stage=1, precision=BF16),
+    case("llama", 1, 1, 2, engine="torch", zero_stage=0),
+    case("qwen", 1, 1, 4, engine="torch", zero_stage=3, data_replicas=2),
+    case("post", 2, 1, 2, engine="torch", zero_stage=2, offload_optimizer=True),
+    case("gpt", 1, 2, 1, engine="torch", schedule="zbv"),
+    case("gpt", 2, 2, 2, engine="torch", schedule="interleaved_1f1b", virtual_stages=2, zero_stage=3, precision=BF16),
 ]
 
 
@@ -87,6 +93,8 @@ def test_initial_weights_depend_on_the_seed_and_the_name(pools: Pools) -> None:
         # ZeRO 3 makes one whole layer at a time and cuts it at once
         (case("llama", 1, 1, 4, zero_stage=3), 1.0),
         (case("llama", 2, 1, 2, zero_stage=3), 0.5),
+        (case("llama", 1, 1, 4, zero_stage=3, engine="torch"), 0.25),
+        (case("llama", 2, 1, 2, zero_stage=3, engine="torch"), 0.25),
     ],
     ids=str,
 )
@@ -114,6 +122,10 @@ SAME = [
     case("gpt", 1, 2, 1, zero_stage=0),
     case("llama", 1, 2, 1, zero_stage=1, precision=BF16),
     case("qwen", 2, 2, 2, zero_stage=1, sequence_parallel=True),
+    case("gpt", 1, 1, 2, zero_stage=0, engine="torch"),
+    case("llama", 1, 1, 2, zero_stage=3, engine="torch", precision=BF16, offload_optimizer=True),
+    case("post", 1, 1, 4, zero_stage=2, engine="torch", data_replicas=2),
+    case("gpt", 1, 2, 2, zero_stage=2, engine="torch", schedule="dualpipev", optimizer=SGD, micro_batch=1),
 ]
 
 
@@ -139,6 +151,14 @@ OTHERS = [
     (case("gpt", 1, 1, 2, zero_stage=3, precision=BF16), case("gpt", 1, 2, 2, zero_stage=1, precision=BF16)),
     (case("llama", 1, 1, 1, precision=BF16).reference, case("llama", 1, 1, 2, zero_stage=2, precision=BF16)),
     (case("post", 2, 2, 2, zero_stage=1, precision=BF16), case("post", 2, 1, 1, zero_stage=3, precision=BF16)),
+    # from engine to engine
+    (case("gpt", 1, 1, 2, zero_stage=3), case("gpt", 1, 2, 2, engine="torch", zero_stage=3)),
+    (case("qwen", 2, 1, 2, engine="torch", zero_stage=3), case("qwen", 1, 2, 2, zero_stage=1)),
+    (case("post", 1, 2, 1, engine="torch", schedule="zbv"), case("post", 1, 1, 4, engine="torch", data_replicas=2)),
+    (
+        case("gpt", 2, 2, 2, engine="torch", schedule="interleaved_1f1b", virtual_stages=2, sequence_parallel=True),
+        case("gpt", 1, 1, 1).reference,
+    ),
 ]
 
 
