@@ -30,6 +30,7 @@ from launcher.workers import StopRequest
 from models.config import count_parameters
 from models.parameters import declaration
 from parallel.check import choose_engine
+from parallel.config import describe_sharding
 from parallel.engines.base import Engine, resolve_precision
 from parallel.mesh import Mesh
 
@@ -153,11 +154,11 @@ class Run:
         config, _ = choose_engine(self.mesh.config, self.mesh.world_size)
         precision = resolve_precision(phase.precision, self.mesh.device).name
         memory = estimate(most, phase, config, precision)
-        zero = f", ZeRO {config.zero_stage}" if config.engine == "deepspeed" else ""
+        sharding = describe_sharding(config, self.mesh.world_size)
         return "\n".join(
             (
                 self.mesh.table(),
-                f"engine {config.engine}{zero}, {precision}",
+                f"engine {config.engine}{sharding}, {precision}",
                 f"parameters {count_parameters(phase.model):,}, at most {most:,} on a rank",
                 memory.line(),
                 f"a step has {train.batch_tokens:,} tokens: {train.batch_sequences // train.micro_batch} micro-batches of "

@@ -101,6 +101,18 @@ class ParallelConfig:
         return self.tensor * self.pipeline
 
 
+def describe_sharding(config: ParallelConfig, world_size: int) -> str:
+    """How the data axis and the pipeline of a resolved layout are run, to be put behind the engine's name."""
+    told = ""
+    if config.engine == "deepspeed":
+        told = f", ZeRO {config.zero_stage}"
+    elif world_size > 1:
+        told = ", DDP" if config.zero_stage == 0 else f", FSDP2 (ZeRO {max(2, config.zero_stage)})"
+    if config.data_replicas > 1:
+        told += f" in {config.data_replicas} replicas"
+    return told + (f", {config.schedule}" if config.pipeline > 1 else "")
+
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 

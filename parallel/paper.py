@@ -20,16 +20,17 @@ from parallel.check import check_model, resolve_world
 from parallel.config import ParallelConfig, ParallelError
 from parallel.layers import layers_for
 from parallel.mesh import Mesh, Place
+from parallel.schedule import stage_count, stages_of
 from parallel.stages import stage_bounds
 
 
 @dataclass(frozen=True)
 class PaperRank:
-    """What one rank holds. blocks: [start, stop) of the decoder; shapes: local shape of every parameter."""
+    """What one rank holds. blocks: [start, stop) of the decoder for each of its stages; shapes: of every parameter here."""
 
     rank: int
     place: Place
-    blocks: tuple[int, int]
+    blocks: tuple[tuple[int, int], ...]
     shapes: dict[str, tuple[int, ...]]
     cut: frozenset[str]  # parameters that are shares of a logical tensor; the others every tensor rank holds whole
 
@@ -54,24 +55,22 @@ def build_rank(
     try:
         mesh = Mesh(parallel, torch.device("cpu"))
         layers = layers_for(mesh, torch.bfloat16, Clock(0))
-        bounds = stage_bounds(model, parallel.pipeline, sequence_length)
-        start, stop = bounds[mesh.place.pipeline], bounds[mesh.place.pipeline + 1]
+        last = stage_count(parallel) - 1
+        bounds = stage_bounds(model, last + 1, sequence_length)
+        stages = stages_of(parallel, mesh.place.pipeline)
+        spans = tuple((bounds[stage], bounds[stage + 1]) for stage in stages)
         with torch.device("meta"):
-            stage = Decoder(model, layers, start, stop, parallel.recompute)
-            extra = Decoder(model, layers, 0, 1) if _needs_embedding(model, mesh) else None
-        blocks = [*stage.blocks, *(extra.blocks if extra else [])]
-        found = list(named_parameters(iter(blocks)))
+            parts = [Decoder(model, layers, start, stop, parallel.recompute) for start, stop in spans]
+            found = [pair for part in parts for pair in named_parameters(iter(part.blocks))]
+            if model.tied_embeddings and last > 0 and last in stages:
+                copy = Decoder(model, layers, 0, 1)
+                found += [(f"{name} (copy)", parameter) for name, parameter in named_parameters(iter(copy.blocks))]
         mesh.close()
     finally:
         dist.destroy_process_group()
     shapes = {name: tuple(parameter.shape) for name, parameter in found}
     cut = frozenset(name for name, parameter in found if declaration(parameter).dim is not None)
-    return PaperRank(rank, mesh.place, (start, stop), shapes, cut)
-
-
-def _needs_embedding(model: ModelConfig, mesh: Mesh) -> bool:
-    """Whether the last stage holds its own copy of a tied embedding."""
-    return model.tied_embeddings and mesh.last_stage and not mesh.first_stage
+    return PaperRank(rank, mesh.place, spans, shapes, cut)
 
 
 def _join_fake_world(rank: int, world_size: int) -> None:

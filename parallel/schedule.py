@@ -68,3 +68,27 @@ def micro_batch_trouble(config: ParallelConfig, micro_batches: int) -> str:
         if micro_batches % rounds:
             return f"needs a number of micro-batches that divides by its {rounds} rounds of {degree} or more"
     return ""
+
+
+def chunks_in_flight(config: ParallelConfig, rank: int, micro_batches: int) -> int:
+    """At most how many (stage, micro-batch) pairs a rank of the pipeline axis keeps activations of at once."""
+    degree, stages = config.pipeline, stages_per_rank(config)
+    if degree == 1:
+        return 1
+    if config.schedule == "gpipe":
+        return micro_batches
+    if SCHEDULES[config.schedule].v_shaped:
+        return min(2 * degree, 2 * micro_batches)
+    if stages == 1:
+        return min(degree - rank, micro_batches)
+    return min(2 * (degree - rank - 1) + (stages - 1) * degree + 1, stages * micro_batches)
+
+
+def bubble(config: ParallelConfig, micro_batches: int) -> float:
+    """Idle share of a step where every stage takes equal time and communication none; zero bubble's schedules: with equal
+    times of forward, input gradient and weight gradient, 0 for the V (2405.15362)."""
+    idle, schedule = config.pipeline - 1, SCHEDULES[config.schedule]
+    if schedule.v_shaped:
+        return 0.0
+    work = stages_per_rank(config) * micro_batches * (3 if schedule.splits_backward else 1)
+    return idle / (work + idle)

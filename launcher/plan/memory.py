@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from launcher.config import Recipe
 from models.config import ModelConfig
 from parallel.config import ParallelConfig
+from parallel.schedule import chunks_in_flight, owner, stage_count
 
 
 @dataclass(frozen=True)
@@ -38,26 +39,27 @@ def human(size: float) -> str:
 
 
 def estimate(held: int, recipe: Recipe, parallel: ParallelConfig, precision: str, stage: int = 0) -> Memory:
-    """Memory of a rank of pipeline stage `stage` that holds `held` parameters before ZeRO cuts them.
+    """Memory of a rank at place `stage` of the pipeline axis that holds `held` parameters before ZeRO cuts them.
 
     Weights and gradients in the model's type (gradients summed in float32 where it is narrower); AdamW's two moments and,
     below float32, master weights in float32. Activations after Korthikanti et al. (arXiv 2205.05198), without the score
-    matrix that a fused attention core never stores; 1F1B keeps one micro-batch for every stage from this one on.
+    matrix that a fused attention core never stores, for as many micro-batches as the schedule keeps at once.
     parallel, precision: resolved, no `data=0` and no `auto`.
     """
     model, train = recipe.model, recipe.train
     size = 4 if precision == "fp32" else 2
     data, zero = parallel.data, parallel.zero_stage
-    states = held * (8 if precision == "fp32" else 12) // (data if zero >= 1 else 1)
+    shards = data // parallel.data_replicas
+    states = held * (8 if precision == "fp32" else 12) // (shards if zero >= 1 else 1)
     tokens = train.micro_batch * train.sequence_length
     micro_batches = train.batch_sequences // (train.micro_batch * data)
-    in_flight = min(parallel.pipeline - stage, micro_batches)
-    layers = -(-model.layers // parallel.pipeline)
-    last = stage == parallel.pipeline - 1
+    in_flight = chunks_in_flight(parallel, stage, micro_batches)
+    layers = -(-model.layers // stage_count(parallel))
+    last = stage == owner(parallel, stage_count(parallel) - 1)
     logits = 8 * model.padded_vocab // parallel.tensor * tokens if last else 0
     return Memory(
-        weights=held * size // (data if zero == 3 else 1),
-        gradients=held * 4 // (data if zero >= 2 else 1),
+        weights=held * size // (shards if zero == 3 else 1),
+        gradients=held * 4 // (shards if zero >= 2 else 1),
         optimizer=0 if parallel.offload_optimizer else states,
         activations=activation_bytes_per_token(model, parallel, size) * layers * tokens * in_flight + logits,
     )

@@ -17,6 +17,7 @@ from models.config import count_parameters, flops_per_token
 from parallel.check import resolve_world
 from parallel.config import ParallelConfig
 from parallel.paper import PaperRank, build_rank
+from parallel.schedule import bubble
 
 USAGE = "triaxis plan experiment=… [option=value …] [--world=N]"
 MOST_STAGES = 12  # rows of the table; more stages are shown from both ends
@@ -64,18 +65,20 @@ def _summary(recipe: Recipe, parallel: ParallelConfig, world: int, precision: st
     model, train = recipe.model, recipe.train
     count = count_parameters(model)
     micro = train.batch_sequences // (train.micro_batch * parallel.data)
-    bubble = (parallel.pipeline - 1) / (micro + parallel.pipeline - 1)
+    sharding = f"ZeRO {parallel.zero_stage}" + (
+        f" in {parallel.data_replicas} replicas" if parallel.data_replicas > 1 else ""
+    )
     flops = flops_per_token(model, train.sequence_length)
     return "\n".join(
         (
             f"{model.name}: {count:,} parameters, {flops / 1e9:,.2f} GFLOP a token, "
             f"{flops * recipe.train.tokens:.3g} FLOP for {train.tokens:,} tokens",
             f"mesh  tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data} = {world} processes, "
-            f"ZeRO {parallel.zero_stage}, {precision}, recompute {parallel.recompute}"
+            f"{sharding}, {precision}, recompute {parallel.recompute}"
             + (", sequence parallel" if parallel.sequence_parallel else ""),
             f"batch  {train.batch_tokens:,} tokens: {micro} micro-batches of {train.micro_batch} sequences of "
             f"{train.sequence_length} on each data rank; {train.tokens // train.batch_tokens:,} steps",
-            f"bubble  {100 * bubble:.1f} % of a step (1F1B)",
+            f"bubble  {100 * bubble(parallel, micro):.1f} % of a step ({parallel.schedule})",
         )
     )
 
@@ -104,6 +107,6 @@ def _shown(stages: int) -> list[int]:
 
 
 def _row(stage: int, built: PaperRank, memory: Memory) -> list[str]:
-    blocks = f"{built.blocks[0]}–{built.blocks[1] - 1}"
+    blocks = ", ".join(f"{start}–{stop - 1}" for start, stop in built.blocks)
     sizes = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
     return [str(stage), blocks, f"{built.held / 1e6:,.1f}M", *(human(size) for size in sizes)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 
 from models.config import ModelConfig
-from parallel.check import check_engine, check_model, choose_engine, resolve_world
+from parallel.check import check_engine, check_micro_batches, check_model, choose_engine, resolve_world
 from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
+from parallel.schedule import SCHEDULES, owner, stage_count, stages_of
 
 MODEL = ModelConfig(vocab_size=1000, hidden_size=64, layers=12, heads=4, kv_heads=2, ffn_size=128)
 
@@ -46,11 +48,12 @@ def test_a_layout_that_does_not_divide_the_world_is_refused(options: dict, world
         ({"data": -2}, ["parallel.data=-2", "at least 1"]),
         ({"zero_stage": 4}, ["parallel.zero_stage=4", "0, 1, 2 or 3"]),
         ({"recompute": "all"}, ["parallel.recompute=all", "none, block or selective"]),
-        (
-            {"pipeline": 2, "zero_stage": 2},
-            ["parallel.zero_stage=2", "parallel.pipeline=2", "limit is 1", "zero_stage=1"],
-        ),
-        ({"pipeline": 2, "zero_stage": 3}, ["parallel.zero_stage=3", "limit is 1"]),
+        ({"pipeline": 2, "schedule": "2f2b"}, ["parallel.schedule=2f2b", "1f1b", "dualpipev"]),
+        ({"schedule": "zbv"}, ["parallel.schedule=zbv", "no effect", "pipeline above 1"]),
+        ({"pipeline": 2, "schedule": "interleaved_1f1b"}, ["virtual_stages=1", "2 or more"]),
+        ({"pipeline": 2, "virtual_stages": 2}, ["virtual_stages=2", "no effect", "schedule=1f1b"]),
+        ({"data": 4, "data_replicas": 3}, ["data_replicas=3", "divide parallel.data=4"]),
+        ({"data": 4, "data_replicas": 2, "zero_stage": 0}, ["data_replicas=2", "no effect", "zero_stage=3"]),
         ({"sequence_parallel": True}, ["sequence_parallel=true", "parallel.tensor=1", "set it to false"]),
         ({"offload_optimizer": True, "zero_stage": 0}, ["offload_optimizer=true", "zero_stage to 1, 2 or 3"]),
     ],
@@ -70,6 +73,7 @@ def test_an_impossible_layout_is_refused(options: dict, words: list[str]) -> Non
         ({"tensor": 2}, {"ffn_size": 129}, ["model.ffn_size=129", "parallel.tensor=2"]),
         ({"tensor": 2}, {"vocab_size": 1001}, ["vocab_size", "1001", "model.vocab_multiple to a multiple of 2"]),
         ({"pipeline": 13}, {}, ["parallel.pipeline=13", "model.layers=12", "fewer stages"]),
+        ({"pipeline": 8, "schedule": "zbv"}, {}, ["parallel.pipeline=8 of 2 stages each", "model.layers=12"]),
     ],
 )
 def test_a_model_that_does_not_divide_is_refused(options: dict, changes: dict, words: list[str]) -> None:
@@ -89,6 +93,35 @@ def test_a_padded_vocabulary_divides() -> None:
     check_model(ParallelConfig(tensor=2), replace(MODEL, vocab_size=1001, vocab_multiple=2), 128)
 
 
+@pytest.mark.parametrize(
+    ("options", "micro_batches", "words"),
+    [
+        ({"schedule": "zbv"}, 3, ["schedule=zbv", "at least 4", "has 3"]),
+        ({"schedule": "interleaved_1f1b", "virtual_stages": 2}, 5, ["interleaved_1f1b", "2 rounds", "has 5"]),
+    ],
+)
+def test_micro_batches_that_a_schedule_cannot_take_are_refused(
+    options: dict, micro_batches: int, words: list[str]
+) -> None:
+    layout = ParallelConfig(pipeline=2, **options)
+    check_micro_batches(layout, 4)
+    with pytest.raises(ParallelError) as refusal:
+        check_micro_batches(layout, micro_batches)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("degree", [2, 3, 4])
+def test_every_stage_has_one_owner_and_a_v_comes_back(name: str, degree: int) -> None:
+    layout = ParallelConfig(pipeline=degree, schedule=name, virtual_stages=1 if SCHEDULES[name].stages else 3)
+    held = [stages_of(layout, rank) for rank in range(degree)]
+    assert sorted(itertools.chain(*held)) == list(range(stage_count(layout)))
+    assert all(owner(layout, stage) == rank for rank, stages in enumerate(held) for stage in stages)
+    if SCHEDULES[name].v_shaped:
+        assert held[0] == [0, 2 * degree - 1]
+
+
 # Engines --------------------------------------------------------------------------------------------------------------
 
 
@@ -100,11 +133,15 @@ def test_a_padded_vocabulary_divides() -> None:
         ({"zero_stage": 2}, 1, "deepspeed"),
         ({"offload_optimizer": True}, 1, "deepspeed"),
         ({"tensor": 2}, 2, "deepspeed"),
+        ({"pipeline": 2, "schedule": "zbv"}, 2, "torch"),
+        ({"data": 4, "data_replicas": 2}, 4, "torch"),
         ({"engine": "deepspeed"}, 1, "deepspeed"),
         ({"engine": "torch"}, 1, "torch"),
     ],
 )
-def test_auto_takes_torch_where_nothing_is_sharded(options: dict, world: int, engine: str) -> None:
+def test_auto_takes_torch_where_nothing_is_sharded_and_for_what_deepspeed_lacks(
+    options: dict, world: int, engine: str
+) -> None:
     chosen, reason = choose_engine(ParallelConfig(**options), world)
     assert chosen.engine == engine
     assert reason
@@ -113,7 +150,18 @@ def test_auto_takes_torch_where_nothing_is_sharded(options: dict, world: int, en
 @pytest.mark.parametrize(
     ("options", "precision", "device", "world", "words"),
     [
-        ({"engine": "torch"}, "fp32", "cpu", 2, ["parallel.engine=torch", "one process", "2", "engine=deepspeed"]),
+        ({"pipeline": 2, "zero_stage": 2}, "fp32", "cpu", 2, ["parallel.pipeline=2", "limit is 1", "zero_stage=1"]),
+        ({"pipeline": 2, "zero_stage": 3}, "fp32", "cpu", 2, ["parallel.zero_stage=3", "limit is 1", "engine=torch"]),
+        ({"pipeline": 2, "schedule": "gpipe"}, "fp32", "cpu", 2, ["schedule=gpipe", "1f1b", "engine=torch"]),
+        ({"data": 4, "data_replicas": 2}, "fp32", "cpu", 4, ["data_replicas=2", "engine=torch"]),
+        ({"engine": "torch"}, "fp16", "cpu", 2, ["fp16", "parallel.engine=torch", "2", "engine=deepspeed"]),
+        (
+            {"engine": "torch", "pipeline": 2, "schedule": "zbv", "zero_stage": 3},
+            "fp32",
+            "cpu",
+            4,
+            ["zero_stage=3", "schedule=zbv", "zero_stage=2"],
+        ),
         ({"engine": "torch", "zero_stage": 2}, "fp32", "cpu", 1, ["zero_stage=2", "no effect", "engine=deepspeed"]),
         ({"engine": "torch", "offload_optimizer": True}, "fp32", "cpu", 1, ["offload_optimizer=true", "no effect"]),
         ({"engine": "deepspeed"}, "fp16", "cpu", 2, ["precision.name=fp16", "CPU", "bf16", "engine=torch"]),
