@@ -29,7 +29,7 @@ class ParallelConfig:
     """Cut activations between the tensor-parallel regions along the sequence; needs tensor > 1."""
     zero_stage: int = 1
     """What the data axis shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters. deepspeed: ZeRO. torch: 0
-    is DDP, the others FSDP2, which always shards gradients and frees whole parameters after forward only at 3."""
+    is DDP, the others FSDP2: 1 reduces gradients once a step, 1 and 2 keep whole parameters from forward to backward."""
     data_replicas: int = 1
     """Replicas within the data axis, whose other part shards (hybrid sharding; torch engine)."""
     schedule: str = "1f1b"
@@ -107,7 +107,7 @@ def describe_sharding(config: ParallelConfig, world_size: int) -> str:
     if config.engine == "deepspeed":
         told = f", ZeRO {config.zero_stage}"
     elif world_size > 1:
-        told = ", DDP" if config.zero_stage == 0 else f", FSDP2 (ZeRO {max(2, config.zero_stage)})"
+        told = ", DDP" if config.zero_stage == 0 else f", FSDP2 (ZeRO {config.zero_stage})"
     if config.data_replicas > 1:
         told += f" in {config.data_replicas} replicas"
     return told + (f", {config.schedule}" if config.pipeline > 1 else "")

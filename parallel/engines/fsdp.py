@@ -85,7 +85,8 @@ class FsdpEngine:
         ensure_state(self.optimizer)
         self.pipeline = self._build_pipeline() if self.stages > 1 else None
         self._batch: Batch | None = None
-        self._factor = self._loss_sum = 0.0
+        self._factor = 0.0
+        self._losses = torch.zeros((), device=self.device)
 
     # What the loop asks for -----------------------------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ class FsdpEngine:
         self.clock.start(batch.first_sample)
         valid = self.mesh.sum_over_data(float(batch.weights.sum()))
         self._batch, self._factor = batch, self.mesh.config.data / valid
-        self._losses = torch.zeros((), device=self.device)
+        self._losses.zero_()
         if self.pipeline is None:
             self._run_plain(batch)
         else:

@@ -18,13 +18,17 @@ from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.pipe import p2p
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage
 
 from parallel import megatron
 from parallel.config import ParallelConfig, PrecisionConfig
 from parallel.engines.base import applied_steps, ensure_state
 from parallel.engines.deepspeed import _join_deepspeed
+from parallel.engines.pipeline import groups_of
 from parallel.mesh import Mesh
-from tests.parallel.cases import Case
+from tests.parallel.cases import SEQUENCES, Case
 from tests.parallel.jobs import CPU, Curve, laid_out, run_steps
 
 Check = Callable[[], None]
@@ -117,6 +121,42 @@ def _fake_group() -> None:
 
     FakeStore()
     assert dist.Backend.FAKE == "fake"
+
+
+@relied_on("torch: FSDP2 puts shards where they stay in lazy_init, and a second one changes nothing (engines/fsdp.py)")
+def _fsdp_shards_stay() -> None:
+    with torch.device("meta"):
+        module = fully_shard(torch.nn.Linear(4, 3), mesh=init_device_mesh("cpu", (2,)))  # 3 rows: one rank's are padded
+    module.to_empty(device="cpu")
+    for group in groups_of(module):
+        group.lazy_init()
+    place = module.weight.to_local().untyped_storage().data_ptr()
+    module(torch.ones(2, 4)).sum().backward()
+    assert module.weight.to_local().untyped_storage().data_ptr() == place
+    assert module.weight.grad.to_local().shape == module.weight.to_local().shape
+
+
+@relied_on("torch: a stage with example inputs and outputs runs once a micro-batch, in order (engines/pipeline.py)")
+def _stages_infer_nothing() -> None:
+    case = Case("gpt", ParallelConfig("torch", pipeline=2, data=1), micro_batch=2)
+    with laid_out(case) as (engine, mesh):
+        seen: list[tuple[int, ...]] = []
+        (module,) = engine.modules.values()
+        module.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
+        run_steps(case, engine, mesh, range(1), Curve())
+        assert len(seen) == SEQUENCES // 2, seen
+        seen.clear()
+
+
+@relied_on("torch: what a stage calls of FSDP2's parameters to sum weight gradients in float32 (engines/pipeline.py)")
+def _fsdp_accumulation() -> None:
+    assert {"bwd_chunk_id", "last_backward"} <= parameters_of(PipelineStage.backward_weight_one_chunk)
+    module = fully_shard(torch.nn.Linear(4, 2), mesh=init_device_mesh("cpu", (2,)))
+    module(torch.ones(1, 4))
+    for group in groups_of(module):
+        for parameter in group.fsdp_params:
+            has(parameter, "_unsharded_param", "unsharded_accumulated_grad")
+            has(parameter, "accumulate_unsharded_grad_if_needed", "to_accumulated_grad_if_needed")
 
 
 # megatron-core --------------------------------------------------------------------------------------------------------
