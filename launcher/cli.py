@@ -153,6 +153,12 @@ def _checkpoint_inspect(arguments: list[str]) -> int:
     return 0
 
 
+def _checkpoint_convert(arguments: list[str]) -> int:
+    from launcher.convert import convert_command
+
+    return convert_command(arguments)
+
+
 def _complete(arguments: list[str]) -> int:
     print("\n".join(completions(" ".join(arguments))))
     return 0
@@ -185,6 +191,7 @@ HANDLERS: dict[str, Command] = {
     "checkpoint list": _checkpoint_list,
     "checkpoint verify": _checkpoint_verify,
     "checkpoint inspect": _checkpoint_inspect,
+    "checkpoint convert": _checkpoint_convert,
     "bench train": _bench_train,
     "completion": _completion,
     "complete": _complete,

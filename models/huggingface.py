@@ -108,50 +108,80 @@ def family(config: ModelConfig) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of their tensors as rows of one of ours. start, rows: in ours; skip: rows at the head of theirs that ours lacks."""
+
+    name: str
+    start: int
+    rows: int
+    skip: int = 0
+    transposed: bool = False
+
+    def take(self, ours: Tensor) -> Tensor:
+        """Their tensor from our whole one; what they have beyond it is zero."""
+        part = ours[self.start : self.start + self.rows]
+        part = part.t() if self.transposed else part
+        return torch.cat((part.new_zeros(self.skip, *part.shape[1:]), part)) if self.skip else part
+
+    def give(self, theirs: Tensor) -> Tensor:
+        """The rows of our tensor that theirs holds, as a view."""
+        return (theirs.t() if self.transposed else theirs)[self.skip :]
+
+
+def parts_of(config: ModelConfig, ours: str, shape: tuple[int, ...]) -> list[Part]:
+    """Their tensors that one of ours is made of, in the order of its rows. Rows that only pad the vocabulary are in none."""
+    naming = FAMILIES[family(config)]
+    names = _their_names(naming, ours)
+    if ours in ("embedding.token.weight", "head.projection.weight"):
+        return [Part(names[0], 0, config.vocab_size)]
+    if ours == "positions.weight":
+        return [Part(names[0], 0, shape[0], skip=naming.unused_positions)]
+    sizes, found, start = _part_sizes(config, ours, shape[0], len(names)), [], 0
+    for name, rows in zip(names, sizes, strict=True):
+        found.append(Part(name, start, rows, transposed=_is_transposed(naming, ours)))
+        start += rows
+    return found
+
+
 def to_huggingface(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole logical tensors under our names -> theirs. Rows that only pad the vocabulary are left out; a tied head has
     no entry of its own, as in their files."""
-    naming, shapes = FAMILIES[family(config)], logical_shapes(config)
-    _refuse_difference(shapes.keys(), weights.keys(), config.name)
-    theirs: dict[str, Tensor] = {}
-    for ours, tensor in weights.items():
-        names = _their_names(naming, ours)
-        if ours in ("embedding.token.weight", "head.projection.weight"):
-            tensor = tensor[: config.vocab_size]
-        elif ours == "positions.weight":
-            tensor = torch.cat((tensor.new_zeros(naming.unused_positions, tensor.shape[1]), tensor))
-        sizes = _part_sizes(config, ours, tensor.shape[0], len(names))
-        for name, part in zip(names, tensor.split(sizes), strict=True):
-            theirs[name] = part.t() if _is_transposed(naming, ours) else part
-    return theirs
+    _refuse_difference(logical_shapes(config).keys(), weights.keys(), config.name)
+    return {
+        part.name: part.take(tensor)
+        for ours, tensor in weights.items()
+        for part in parts_of(config, ours, tuple(tensor.shape))
+    }
 
 
 def from_huggingface(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their names -> whole logical tensors under ours. Rows that only pad the vocabulary become zero. Accepts their
     files as they are: a tied head that is stored twice, names without the model's prefix, buffers of old versions."""
-    naming, shapes = FAMILIES[family(config)], logical_shapes(config)
-    heads = (naming.prefix, "lm_head.")
-    given = {
-        name if name.startswith(heads) else naming.prefix + name: tensor
-        for name, tensor in weights.items()
-        if not _is_buffer(name)
-    }
-    if config.tied_embeddings:
-        given.pop("lm_head.weight", None)
-    wanted = {ours: _their_names(naming, ours) for ours in shapes}
-    _refuse_difference({name for names in wanted.values() for name in names}, given.keys(), config.name)
+    given = {expected: weights[stored] for expected, stored in match_names(config, weights).items()}
     result: dict[str, Tensor] = {}
-    for ours, names in wanted.items():
-        parts = [given[name].t() if _is_transposed(naming, ours) else given[name] for name in names]
-        tensor = torch.cat(parts)
-        if ours == "positions.weight":
-            tensor = tensor[naming.unused_positions :]
-        elif ours in ("embedding.token.weight", "head.projection.weight"):
-            tensor = torch.cat((tensor, tensor.new_zeros(config.padded_vocab - tensor.shape[0], tensor.shape[1])))
-        if tuple(tensor.shape) != shapes[ours]:
-            raise ModelError(f"{', '.join(names)}: shape {tuple(tensor.shape)} where the recipe says {shapes[ours]}")
+    for ours, shape in logical_shapes(config).items():
+        parts = parts_of(config, ours, shape)
+        rows = [part.give(given[part.name]) for part in parts]
+        tensor = torch.cat(rows)
+        tensor = torch.cat((tensor, tensor.new_zeros(shape[0] - sum(part.rows for part in parts), *tensor.shape[1:])))
+        if tuple(tensor.shape) != shape or any(len(r) != part.rows for r, part in zip(rows, parts, strict=True)):
+            names = ", ".join(part.name for part in parts)
+            raise ModelError(f"{names}: shape {tuple(tensor.shape)} where the recipe says {shape}")
         result[ours] = tensor
     return result
+
+
+def match_names(config: ModelConfig, stored: Iterable[str]) -> dict[str, str]:
+    """Every name that the model needs -> the name it is stored under. ModelError where names are missing or unknown."""
+    naming = FAMILIES[family(config)]
+    heads = (naming.prefix, "lm_head.")
+    given = {name if name.startswith(heads) else naming.prefix + name: name for name in stored if not _is_buffer(name)}
+    if config.tied_embeddings:
+        given.pop("lm_head.weight", None)
+    wanted = {part.name for ours, shape in logical_shapes(config).items() for part in parts_of(config, ours, shape)}
+    _refuse_difference(wanted, given.keys(), config.name)
+    return given
 
 
 def logical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
