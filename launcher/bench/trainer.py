@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from launcher.bench.task import Task, load_task
 from launcher.bench.turns import Turnstile
 from launcher.workers import die_with_parent
+from models.huggingface_config import to_config
 
 
 class Samples(Dataset):
@@ -36,25 +45,12 @@ class StepBoundary(TrainerCallback):
         self._turnstile.step_done(0.0)
 
 
-def llama(task: Task) -> LlamaForCausalLM:
+def llama(task: Task) -> PreTrainedModel:
     """The recipe's model as transformers builds it: as many parameters, the same products."""
     config = task.recipe.model
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.padded_vocab,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.ffn_width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.key_value_heads,
-            head_dim=config.head_width,
-            max_position_embeddings=config.max_sequence,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            rms_norm_eps=config.norm_eps,
-            tie_word_embeddings=config.tied_embeddings,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
+    theirs = to_config(replace(config, vocab_size=config.padded_vocab), "float32")
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(theirs.pop("model_type"), use_cache=False, **theirs), attn_implementation="sdpa"
     )
 
 

@@ -322,15 +322,15 @@ class FsdpEngine:
         elif tied:
             first, last = owner(self.mesh.config, 0), owner(self.mesh.config, self.stages - 1)
             peer = last if self.mesh.place.pipeline == first else first
-            theirs = torch.empty_like(tied[0])
-            group = self.mesh.pipeline_group
+            ours = tied[0].to(self.device, copy=True)  # offloaded gradients are on the CPU
+            theirs, group = torch.empty_like(ours), self.mesh.pipeline_group
             operations = [
-                dist.P2POp(dist.isend, tied[0].clone(), group=group, group_peer=peer),
+                dist.P2POp(dist.isend, ours, group=group, group_peer=peer),
                 dist.P2POp(dist.irecv, theirs, group=group, group_peer=peer),
             ]
             for work in dist.batch_isend_irecv(operations):
                 work.wait()
-            tied[0].add_(theirs)
+            tied[0].copy_(ours + theirs)
 
     def _sum_over_world(self, loss_sum: float, squares: float) -> tuple[float, float]:
         """(losses of all data ranks, squares of all ranks): every rank of the last stage's tensor axis has the same loss."""

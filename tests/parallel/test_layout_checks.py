@@ -10,7 +10,7 @@ import pytest
 from models.config import ModelConfig
 from parallel.check import check_engine, check_micro_batches, check_model, choose_engine, resolve_world
 from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
-from parallel.schedule import SCHEDULES, owner, stage_count, stages_of
+from parallel.schedule import SCHEDULES, bubble, chunks_in_flight, owner, stage_count, stages_of
 
 MODEL = ModelConfig(vocab_size=1000, hidden_size=64, layers=12, heads=4, kv_heads=2, ffn_size=128)
 
@@ -120,6 +120,24 @@ def test_every_stage_has_one_owner_and_a_v_comes_back(name: str, degree: int) ->
     assert all(owner(layout, stage) == rank for rank, stages in enumerate(held) for stage in stages)
     if SCHEDULES[name].v_shaped:
         assert held[0] == [0, 2 * degree - 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "virtual", "idle", "in_flight"),
+    [  # 4 ranks, 8 micro-batches; shares of the papers, (stage, micro-batch) pairs held by the first and the last rank
+        ("gpipe", 1, 3 / 11, (8, 8)),
+        ("1f1b", 1, 3 / 11, (4, 1)),
+        ("interleaved_1f1b", 2, 3 / 19, (11, 5)),
+        ("interleaved_zero_bubble", 2, 3 / 51, (11, 5)),
+        ("zbv", 1, 0.0, (8, 8)),
+        ("dualpipev", 1, 0.0, (8, 8)),
+    ],
+)
+def test_what_a_schedule_costs(name: str, virtual: int, idle: float, in_flight: tuple[int, int]) -> None:
+    layout = ParallelConfig(pipeline=4, schedule=name, virtual_stages=virtual)
+    assert bubble(layout, 8) == pytest.approx(idle)
+    assert (chunks_in_flight(layout, 0, 8), chunks_in_flight(layout, 3, 8)) == in_flight
+    assert bubble(layout, 800) < 0.01
 
 
 # Engines --------------------------------------------------------------------------------------------------------------
