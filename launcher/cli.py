@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     name = (
         " ".join(arguments[:2])
-        if arguments and arguments[0] in ("data", "checkpoint", "bench")
+        if arguments and (arguments[0] in ("data", "checkpoint", "bench") or arguments[:2] == ["plan", "layout"])
         else "".join(arguments[:1])
     )
     rest = arguments[len(name.split()) :]
@@ -125,6 +125,12 @@ def _plan(arguments: list[str]) -> int:
     return plan_command(arguments)
 
 
+def _plan_layout(arguments: list[str]) -> int:
+    from launcher.plan.layout import layout_command
+
+    return layout_command(arguments)
+
+
 def _bench_train(arguments: list[str]) -> int:
     from launcher.bench.train import main as bench
 
@@ -182,6 +188,7 @@ def _path(arguments: list[str], command: str, example: str) -> Path:
 HANDLERS: dict[str, Command] = {
     "train": _train,
     "plan": _plan,
+    "plan layout": _plan_layout,
     "sample": _sample,
     "report": _report,
     "compare": _compare,

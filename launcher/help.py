@@ -7,6 +7,7 @@ from pathlib import Path
 COMMANDS = {
     "train": "train a recipe, or go on with it            triaxis train experiment=tiny",
     "plan": "parameters, mesh and memory, without a run  triaxis plan experiment=mtnlg_530b",
+    "plan layout": "ranks, and a picture of the pipeline's time    triaxis plan layout experiment=tiny_3d",
     "sample": "continue a text from a checkpoint           triaxis sample runs/tiny 'def '",
     "report": "curves of one run or several, HTML and PNG  triaxis report runs/tiny [runs/other …]",
     "compare": "loss curves of two runs or files, step by step  triaxis compare runs/tiny tests/golden/tiny.jsonl",

@@ -77,18 +77,18 @@ def chunks_in_flight(config: ParallelConfig, rank: int, micro_batches: int) -> i
         return 1
     if config.schedule == "gpipe":
         return micro_batches
-    if SCHEDULES[config.schedule].v_shaped:
-        return min(2 * degree, 2 * micro_batches)
+    if SCHEDULES[config.schedule].splits_backward:  # weight gradients are put off until all ranks are equally full
+        return min(stages * degree + (config.schedule == "dualpipev"), stages * micro_batches)
     if stages == 1:
         return min(degree - rank, micro_batches)
     return min(2 * (degree - rank - 1) + (stages - 1) * degree + 1, stages * micro_batches)
 
 
 def bubble(config: ParallelConfig, micro_batches: int) -> float:
-    """Idle share of a step where every stage takes equal time and communication none; zero bubble's schedules: with equal
-    times of forward, input gradient and weight gradient, 0 for the V (2405.15362)."""
-    idle, schedule = config.pipeline - 1, SCHEDULES[config.schedule]
-    if schedule.v_shaped:
-        return 0.0
-    work = stages_per_rank(config) * micro_batches * (3 if schedule.splits_backward else 1)
-    return idle / (work + idle)
+    """Idle share of a step where every stage takes equal time and communication none: the time in which the pipeline fills.
+
+    Where backward is split its halves take as long as forward, and weight gradients fill what else would be idle.
+    `parallel.timeline` finds the same by playing the schedules.
+    """
+    idle, thirds = config.pipeline - 1, 3 if SCHEDULES[config.schedule].splits_backward else 1
+    return idle / (stages_per_rank(config) * micro_batches * thirds + idle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,13 +26,8 @@ MOST_STAGES = 12  # rows of the table; more stages are shown from both ends
 
 def plan_command(arguments: list[str]) -> int:
     """Compose, check, build one rank of every stage on paper, print."""
-    overrides = [argument for argument in arguments if not argument.startswith("--")]
-    recipe = _vocabulary(build_recipe(compose_tree(overrides)))
+    recipe, world = planned(arguments)
     parallel = recipe.parallel
-    world = _world(arguments, parallel)
-    parallel = resolve_world(parallel, world)
-    recipe = replace(recipe, parallel=parallel)
-    check_layout(recipe, world)
     check_budget(recipe)
     precision = "fp32" if recipe.precision.name == "fp32" else "bf16"
     console = Console(highlight=False)
@@ -39,6 +35,16 @@ def plan_command(arguments: list[str]) -> int:
     console.print("a rank of each stage: blocks of the decoder, parameters held, and bytes")
     console.print(_stages(recipe, parallel, world, precision))
     return 0
+
+
+def planned(arguments: list[str]) -> tuple[Recipe, int]:
+    """(recipe with its layout and vocabulary resolved and checked, processes) of a command line."""
+    overrides = [argument for argument in arguments if not argument.startswith("--")]
+    recipe = _vocabulary(build_recipe(compose_tree(overrides)))
+    world = _world(arguments, recipe.parallel)
+    recipe = replace(recipe, parallel=resolve_world(recipe.parallel, world))
+    check_layout(recipe, world)
+    return recipe, world
 
 
 def _world(arguments: list[str], parallel: ParallelConfig) -> int:
@@ -106,7 +112,12 @@ def _shown(stages: int) -> list[int]:
     return [*range(half), -1, *range(stages - half, stages)]
 
 
+def span_text(spans: Iterable[tuple[int, int]]) -> str:
+    """Blocks [start, stop) of a rank's stages: `0–3, 12`."""
+    return ", ".join(str(start) if stop == start + 1 else f"{start}–{stop - 1}" for start, stop in spans)
+
+
 def _row(stage: int, built: PaperRank, memory: Memory) -> list[str]:
-    blocks = ", ".join(f"{start}–{stop - 1}" for start, stop in built.blocks)
+    blocks = span_text(built.blocks)
     sizes = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
     return [str(stage), blocks, f"{built.held / 1e6:,.1f}M", *(human(size) for size in sizes)]

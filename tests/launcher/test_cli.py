@@ -228,3 +228,17 @@ MISTAKES: list[tuple[list[str], list[Any]]] = [
 def test_mistakes_are_one_message_and_exit_code_1(call: Call, arguments: list[str], told: list[str]) -> None:
     text = call(*arguments, code=1)
     assert all(part in text for part in told), text
+
+
+def test_plan_layout_prints_ranks_and_draws_the_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "layout.png"
+    recipe = ["experiment=tiny_3d", "train.micro_batch=1", "parallel.schedule=zbv"]
+    assert main(["plan", "layout", *recipe, f"--png={picture}"]) == 0
+    told = capsys.readouterr().out
+    assert "engine torch, FSDP2 (ZeRO 1), zbv (DeepSpeed has no schedule=zbv)" in told
+    assert len([line for line in told.splitlines() if line.strip()[:1].isdigit()]) == 8
+    assert "bubble  2.0 % of a step with equal stages (in theory 2.0 %)" in told
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
+    assert main(["plan", "layout", "experiment=tiny", f"--png={tmp_path / 'none.png'}"]) == 1
+    assert "nothing to draw with parallel.pipeline=1" in capsys.readouterr().err
+    assert not (tmp_path / "none.png").exists()

@@ -28,6 +28,7 @@ from parallel.engines.base import applied_steps, ensure_state
 from parallel.engines.deepspeed import _join_deepspeed
 from parallel.engines.pipeline import groups_of
 from parallel.mesh import Mesh
+from parallel.timeline import timeline
 from tests.parallel.cases import SEQUENCES, Case
 from tests.parallel.jobs import CPU, Curve, laid_out, run_steps
 
@@ -157,6 +158,13 @@ def _fsdp_accumulation() -> None:
         for parameter in group.fsdp_params:
             has(parameter, "_unsharded_param", "unsharded_accumulated_grad")
             has(parameter, "accumulate_unsharded_grad_if_needed", "to_accumulated_grad_if_needed")
+
+
+@relied_on("torch: get_schedule_ops tells a schedule's actions without stages (parallel/timeline.py)")
+def _schedule_ops() -> None:
+    layout = ParallelConfig(pipeline=2, schedule="zbv")
+    slots = timeline(layout, 4)
+    assert len(slots) == 2 * 2 * 4 * 3, "two ranks, two stages each, four micro-batches, three actions"
 
 
 # megatron-core --------------------------------------------------------------------------------------------------------

@@ -128,9 +128,9 @@ def test_every_stage_has_one_owner_and_a_v_comes_back(name: str, degree: int) ->
         ("gpipe", 1, 3 / 11, (8, 8)),
         ("1f1b", 1, 3 / 11, (4, 1)),
         ("interleaved_1f1b", 2, 3 / 19, (11, 5)),
-        ("interleaved_zero_bubble", 2, 3 / 51, (11, 5)),
-        ("zbv", 1, 0.0, (8, 8)),
-        ("dualpipev", 1, 0.0, (8, 8)),
+        ("interleaved_zero_bubble", 2, 3 / 51, (8, 8)),
+        ("zbv", 1, 3 / 51, (8, 8)),
+        ("dualpipev", 1, 3 / 51, (9, 9)),
     ],
 )
 def test_what_a_schedule_costs(name: str, virtual: int, idle: float, in_flight: tuple[int, int]) -> None:
