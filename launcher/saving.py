@@ -48,6 +48,7 @@ class Checkpoints:
         self.found: Path | None = None
         self.weights_only = False
         self.fell_back = False  # whether the last `fill` set a corrupt checkpoint aside
+        self._saved: Counters | None = None  # where the newest save stands, unless it failed
         self._begun = False  # whether an engine was filled or left as it was built
         self.last_save = time.monotonic()
         self._find()
@@ -128,8 +129,8 @@ class Checkpoints:
 
     def save(self, engine: Engine, counters: Counters, streams: dict[str, int]) -> None:
         """Write a checkpoint of now, in the background unless the recipe says otherwise."""
-        if self.found == self.store.path(counters.step):
-            return  # nothing happened since it was loaded
+        if self.found == self.store.path(counters.step) or counters == self._saved:
+            return  # nothing happened since it was loaded, or saved
         recipe = to_plain(self.recipe)
         state = {
             "counters": asdict(counters),
@@ -141,6 +142,7 @@ class Checkpoints:
             "layout": to_plain(choose_engine(self.mesh.config, self.mesh.world_size)[0]),
         }
         self.saver.save(counters.step, engine.pieces(for_saving=True), state)
+        self._saved = counters
         self.last_save = time.monotonic()
 
     def settle(self, counters: Counters) -> None:
@@ -161,6 +163,7 @@ class Checkpoints:
         saves = self.saver.poll()
         for saved in saves:
             self.tell("checkpoint" if saved.committed else "warning", describe_save(saved))
+            self._saved = self._saved if saved.committed else None
         return saves
 
     def close(self, seconds: float | None) -> None:
