@@ -48,7 +48,8 @@ class Checkpoints:
         self.found: Path | None = None
         self.weights_only = False
         self.fell_back = False  # whether the last `fill` set a corrupt checkpoint aside
-        self._saved: Counters | None = None  # where the newest save stands, unless it failed
+        self._newest: Counters | None = None  # where the newest save stands
+        self._newest_failed = False
         self._begun = False  # whether an engine was filled or left as it was built
         self.last_save = time.monotonic()
         self._find()
@@ -129,7 +130,7 @@ class Checkpoints:
 
     def save(self, engine: Engine, counters: Counters, streams: dict[str, int]) -> None:
         """Write a checkpoint of now, in the background unless the recipe says otherwise."""
-        if self.found == self.store.path(counters.step) or counters == self._saved:
+        if self.found == self.store.path(counters.step) or self._is_saved(counters):
             return  # nothing happened since it was loaded, or saved
         recipe = to_plain(self.recipe)
         state = {
@@ -142,8 +143,16 @@ class Checkpoints:
             "layout": to_plain(choose_engine(self.mesh.config, self.mesh.world_size)[0]),
         }
         self.saver.save(counters.step, engine.pieces(for_saving=True), state)
-        self._saved = counters
+        self._newest, self._newest_failed = counters, False
         self.last_save = time.monotonic()
+
+    def _is_saved(self, counters: Counters) -> bool:
+        """Whether the newest save was of now and no rank's part of it failed; waits for it."""
+        if counters != self._newest:
+            return False
+        self.saver.wait()
+        self.tell_saves()
+        return not self.mesh.any_rank(self._newest_failed)
 
     def settle(self, counters: Counters) -> None:
         """Wait for the save of now; what was saved is what the next engine is filled from.
@@ -163,7 +172,7 @@ class Checkpoints:
         saves = self.saver.poll()
         for saved in saves:
             self.tell("checkpoint" if saved.committed else "warning", describe_save(saved))
-            self._saved = self._saved if saved.committed else None
+            self._newest_failed |= not saved.committed
         return saves
 
     def close(self, seconds: float | None) -> None:
