@@ -31,7 +31,16 @@ def at_one_process(recipe: Recipe, directory: Path) -> Recipe:
     """The recipe as one process steps through it: no validation, samples, saves by itself, phases or wandb."""
     quiet = replace(recipe.train, validate_every_tokens=0, sample_every_tokens=0, max_steps=0)
     budget = max(quiet.tokens, LONG * quiet.batch_tokens)
-    parallel = replace(recipe.parallel, tensor=1, pipeline=1, data=1, sequence_parallel=False)
+    parallel = replace(
+        recipe.parallel,
+        tensor=1,
+        pipeline=1,
+        data=1,
+        sequence_parallel=False,
+        schedule="1f1b",
+        virtual_stages=1,
+        data_replicas=1,
+    )
     if parallel.engine != "deepspeed":
         parallel = replace(parallel, engine="torch", zero_stage=1, offload_optimizer=False)
     return check_corpus(
