@@ -136,9 +136,10 @@ def _world(recipe: Recipe, device: str, frozen: Path) -> tuple[Recipe, int]:
         return recipe, parallel.data * parallel.model_parallel
     count = max(gpu_count() if device == "cuda" else 1, parallel.model_parallel)
     if count % parallel.model_parallel:
+        context = f" x parallel.context={parallel.context}" if parallel.context > 1 else ""
         raise RecipeError(
-            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}: does not divide the {count} GPUs "
-            "of this machine; set parallel.data, or other degrees"
+            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}{context}: does not divide the "
+            f"{count} GPUs of this machine; set parallel.data, or other degrees"
         )
     return replace(recipe, parallel=replace(parallel, data=count // parallel.model_parallel)), count
 

@@ -14,9 +14,15 @@ def resolve_world(config: ParallelConfig, world_size: int) -> ParallelConfig:
     data = config.data or world_size // config.model_parallel
     if data * config.model_parallel != world_size or data < 1:
         degrees = f"parallel.tensor={config.tensor} x parallel.pipeline={config.pipeline} x parallel.data={data or 1}"
+        degrees += f" x parallel.context={config.context}" if config.context > 1 else ""
         raise ParallelError(
             f"{degrees}: makes {max(1, data) * config.model_parallel} processes, but the world has {world_size}; "
             "choose degrees whose product is the number of processes"
+        )
+    if data * config.context % config.expert:
+        raise ParallelError(
+            f"parallel.expert={config.expert}: must divide parallel.data x parallel.context={data * config.context}, whose "
+            "ranks share the experts; choose a divisor of it"
         )
     return replace(config, data=data)
 

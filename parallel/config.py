@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from parallel.schedule import SCHEDULES
 
 ENGINES = ("auto", "deepspeed", "torch")
+CONTEXT_METHODS = ("ring", "ulysses")
 
 
 class ParallelError(ValueError):
@@ -15,7 +16,7 @@ class ParallelError(ValueError):
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Degrees of the three axes and the engine that runs them."""
+    """Degrees of the axes and the engine that runs them."""
 
     engine: str = "auto"
     """deepspeed, torch, or auto: torch for one process and for what DeepSpeed cannot do, else deepspeed."""
@@ -25,11 +26,18 @@ class ParallelConfig:
     """Pipeline axis: consecutive stages of the model."""
     data: int = 0
     """Data axis: replicas that see different samples; 0 takes what the world leaves."""
+    context: int = 1
+    """Context axis: processes that share every sequence."""
+    context_method: str = "ring"
+    """How attention crosses the context axis: ring (keys and values go round) or ulysses (heads are cut instead)."""
+    expert: int = 1
+    """Expert axis: processes, of the data and context axes, that share the experts of a layer."""
     sequence_parallel: bool = False
     """Cut activations between the tensor-parallel regions along the sequence; needs tensor > 1."""
     zero_stage: int = 1
-    """What the data axis shards: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters. deepspeed: ZeRO. torch: 0
-    is DDP, the others FSDP2: 1 reduces gradients once a step, 1 and 2 keep whole parameters from forward to backward."""
+    """What the data and context axes shard: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters. deepspeed:
+    ZeRO. torch: 0 is DDP, the others FSDP2: 1 reduces gradients once a step, 1 and 2 keep whole parameters from forward to
+    backward."""
     data_replicas: int = 1
     """Replicas within the data axis, whose other part shards (hybrid sharding; torch engine)."""
     schedule: str = "1f1b"
@@ -47,11 +55,20 @@ class ParallelConfig:
         """Refuse what no world can hold."""
         if self.engine not in ENGINES:
             raise ParallelError(f"parallel.engine={self.engine}: choose one of {', '.join(ENGINES)}")
-        for option in ("tensor", "pipeline"):
+        for option in ("tensor", "pipeline", "context", "expert"):
             if getattr(self, option) < 1:
                 raise ParallelError(f"parallel.{option}={getattr(self, option)}: must be at least 1")
         if self.data < 0:
             raise ParallelError(f"parallel.data={self.data}: must be at least 1, or 0 for what the world leaves")
+        if self.context_method not in CONTEXT_METHODS:
+            raise ParallelError(
+                f"parallel.context_method={self.context_method}: choose one of {', '.join(CONTEXT_METHODS)}"
+            )
+        if self.context == 1 and self.context_method != "ring":
+            raise ParallelError(
+                f"parallel.context_method={self.context_method}: has no effect with parallel.context=1; set "
+                "parallel.context above 1"
+            )
         if self.zero_stage not in (0, 1, 2, 3):
             raise ParallelError(f"parallel.zero_stage={self.zero_stage}: choose 0, 1, 2 or 3")
         if self.recompute not in ("none", "block", "selective"):
@@ -97,8 +114,28 @@ class ParallelConfig:
 
     @property
     def model_parallel(self) -> int:
-        """Processes that hold one replica of the model."""
-        return self.tensor * self.pipeline
+        """Processes that share every sample."""
+        return self.tensor * self.context * self.pipeline
+
+    @property
+    def replicas(self) -> int:
+        """Ranks of a resolved layout that hold the same parameters, or share them out by ZeRO: data x context."""
+        return self.data * self.context
+
+    @property
+    def degrees(self) -> str:
+        """The axes of a resolved layout in words, those that not every run has only where they have a degree."""
+        told = f"tensor {self.tensor} x pipeline {self.pipeline} x data {self.data}"
+        told += f" x context {self.context}" if self.context > 1 else ""
+        return told + (f" (expert {self.expert})" if self.expert > 1 else "")
+
+    def places(self, rank: int) -> dict[str, int]:
+        """A rank's place on each axis of a resolved layout, by the names of `degrees`."""
+        tensor, rest = rank % self.tensor, rank // self.tensor
+        replica, pipeline = rest % self.replicas, rest // self.replicas
+        found = {"tensor": tensor, "data": replica // self.context, "pipeline": pipeline}
+        found |= {"context": replica % self.context} if self.context > 1 else {}
+        return found | ({"expert": replica % self.expert} if self.expert > 1 else {})
 
 
 def describe_sharding(config: ParallelConfig, world_size: int) -> str:

@@ -1,7 +1,9 @@
 """One `Mesh` over megatron-core's `parallel_state`: it checks degrees, owns every process group, and prints its table.
 
-Ranks run tensor-first, then data, then pipeline, as megatron-core's order `tp-dp-pp` and DeepSpeed's topology
-(pipe, data, model) both have it: rank = tensor + T * (data + D * pipeline).
+Ranks run tensor-first, then context, data, pipeline, as megatron-core's order `tp-cp-dp-pp` has it:
+rank = tensor + T * (context + C * (data + D * pipeline)). Context and data together are the replicas, the data axis of
+DeepSpeed's topology (pipe, data, model). Experts are laid over the same replicas:
+replica = context + C * data = expert + E * expert_data.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ from parallel.megatron import parallel_state
 
 @dataclass(frozen=True)
 class Place:
-    """This process on the three axes."""
+    """This process on every axis. replica: on data x context."""
 
     tensor: int
     data: int
     pipeline: int
+    context: int = 0
+    replica: int = 0
+    expert: int = 0
+    expert_data: int = 0
 
 
 class Mesh:
@@ -45,17 +51,28 @@ class Mesh:
         parallel_state.initialize_model_parallel(
             config.tensor,
             config.pipeline,
+            context_parallel_size=config.context,
+            expert_model_parallel_size=config.expert,
+            expert_tensor_parallel_size=config.tensor,
             create_gloo_process_groups=False,
             distributed_timeout_minutes=max(1, config.timeout_seconds // 60),
         )
         self.tensor_group = parallel_state.get_tensor_model_parallel_group()
         self.data_group = parallel_state.get_data_parallel_group()
+        self.context_group = parallel_state.get_context_parallel_group()
+        self.replica_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        self.expert_group = parallel_state.get_expert_model_parallel_group()
+        self.expert_data_group = parallel_state.get_expert_data_parallel_group()
         self.pipeline_group = parallel_state.get_pipeline_model_parallel_group()
         self.model_group = parallel_state.get_model_parallel_group()
         self.place = Place(
             parallel_state.get_tensor_model_parallel_rank(),
             parallel_state.get_data_parallel_rank(),
             parallel_state.get_pipeline_model_parallel_rank(),
+            context=self.context_group.rank(),
+            replica=self.replica_group.rank(),
+            expert=self.expert_group.rank(),
+            expert_data=self.expert_data_group.rank(),
         )
 
     @property
@@ -69,11 +86,11 @@ class Mesh:
         return self.place.pipeline == self.config.pipeline - 1
 
     def sum_over_data(self, value: float) -> float:
-        """Sum of one number over the data axis."""
-        if self.config.data == 1:
+        """Sum of one number over the replicas: each has its own samples, or its own share of their positions."""
+        if self.config.replicas == 1:
             return value
         tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor, group=self.data_group)
+        dist.all_reduce(tensor, group=self.replica_group)
         return float(tensor.item())
 
     def largest(self, value: float) -> float:
@@ -108,17 +125,12 @@ class Mesh:
     def table(self) -> str:
         """The layout as text: one line an axis, then one a rank (at most 16)."""
         config = self.config
-        lines = [
-            f"mesh  tensor {config.tensor} x pipeline {config.pipeline} x data {config.data} = {self.world_size} process"
-            + ("es" if self.world_size > 1 else "")
-        ]
+        lines = [f"mesh  {config.degrees} = {self.world_size} process" + ("es" if self.world_size > 1 else "")]
         if self.world_size == 1:
             return lines[0]
-        lines.append("rank  tensor  data  pipeline")
+        lines.append("  ".join(("rank", *config.places(0))))
         for rank in range(min(self.world_size, 16)):
-            tensor = rank % config.tensor
-            data = rank // config.tensor % config.data
-            lines.append(f"{rank:4d}  {tensor:6d}  {data:4d}  {rank // (config.tensor * config.data):8d}")
+            lines.append("  ".join((f"{rank:4d}", *(f"{at:{len(axis)}d}" for axis, at in config.places(rank).items()))))
         if self.world_size > 16:
             lines.append(f"… and {self.world_size - 16} more")
         return "\n".join(lines)
@@ -149,10 +161,10 @@ class MegatronUnit:
     get_tensor_model_parallel_group = get_model_parallel_group
 
     def get_data_parallel_rank(self) -> int:
-        return self._mesh.place.data
+        return self._mesh.place.replica
 
     def get_data_parallel_world_size(self) -> int:
-        return self._mesh.config.data
+        return self._mesh.config.replicas
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
-        return self._mesh.data_group
+        return self._mesh.replica_group

@@ -60,17 +60,15 @@ def rank_table(recipe: Recipe, world: int) -> str:
     parallel, length = recipe.parallel, recipe.train.sequence_length
     bounds = stage_bounds(recipe.model, stage_count(parallel), length)
     engine, why = choose_engine(parallel, world)
-    degrees = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}"
     lines = [
-        f"{recipe.model.name}: {degrees} = {world} processes",
+        f"{recipe.model.name}: {parallel.degrees} = {world} processes",
         f"engine {engine.engine}{describe_sharding(engine, world)} ({why})",
-        "rank  tensor  data  pipeline  blocks",
+        "  ".join(("rank", *parallel.places(0), "blocks")),
     ]
     for rank in range(min(world, MOST_RANKS)):
-        tensor, rest = rank % parallel.tensor, rank // parallel.tensor
-        data, place = rest % parallel.data, rest // parallel.data
-        blocks = span_text((bounds[stage], bounds[stage + 1]) for stage in stages_of(parallel, place))
-        lines.append(f"{rank:4d}  {tensor:6d}  {data:4d}  {place:8d}  {blocks}")
+        places = parallel.places(rank)
+        blocks = span_text((bounds[stage], bounds[stage + 1]) for stage in stages_of(parallel, places["pipeline"]))
+        lines.append("  ".join((f"{rank:4d}", *(f"{at:{len(axis)}d}" for axis, at in places.items()), blocks)))
     if world > MOST_RANKS:
         lines.append(f"… and {world - MOST_RANKS} more")
     return "\n".join(lines)

@@ -49,9 +49,9 @@ def estimate(held: int, recipe: Recipe, parallel: ParallelConfig, precision: str
     model, train = recipe.model, recipe.train
     size = 4 if precision == "fp32" else 2
     data, zero = parallel.data, parallel.zero_stage
-    shards = data // parallel.data_replicas
+    shards = parallel.replicas // parallel.data_replicas
     states = held * (8 if precision == "fp32" else 12) // (shards if zero >= 1 else 1)
-    tokens = train.micro_batch * train.sequence_length
+    tokens = train.micro_batch * train.sequence_length // parallel.context
     micro_batches = train.batch_sequences // (train.micro_batch * data)
     in_flight = chunks_in_flight(parallel, stage, micro_batches)
     layers = -(-model.layers // stage_count(parallel))

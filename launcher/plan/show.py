@@ -79,7 +79,7 @@ def _summary(recipe: Recipe, parallel: ParallelConfig, world: int, precision: st
         (
             f"{model.name}: {count:,} parameters, {flops / 1e9:,.2f} GFLOP a token, "
             f"{flops * recipe.train.tokens:.3g} FLOP for {train.tokens:,} tokens",
-            f"mesh  tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data} = {world} processes, "
+            f"mesh  {parallel.degrees} = {world} processes, "
             f"{sharding}, {precision}, recompute {parallel.recompute}"
             + (", sequence parallel" if parallel.sequence_parallel else ""),
             f"batch  {train.batch_tokens:,} tokens: {micro} micro-batches of {train.micro_batch} sequences of "
@@ -98,7 +98,7 @@ def _stages(recipe: Recipe, parallel: ParallelConfig, world: int, precision: str
         if stage < 0:
             table.add_row("…")
             continue
-        rank = stage * parallel.tensor * parallel.data
+        rank = stage * parallel.tensor * parallel.replicas
         built = build_rank(recipe.model, parallel, world, rank, recipe.train.sequence_length)
         table.add_row(*_row(stage, built, estimate(built.held, recipe, parallel, precision, stage)))
     return table

@@ -69,7 +69,7 @@ class Engine(Protocol):
         """Forward, backward, clip, update; a non-finite gradient anywhere skips the update everywhere."""
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
-        """(loss sum in nats, valid tokens) over all data ranks, without gradients."""
+        """(loss sum in nats, valid tokens) over all replicas, without gradients."""
 
     def next_logits(self, tokens: Tensor, position: int) -> Tensor:
         """Logits float32 [B, V] after tokens [B, S] up to and including `position`; the same on every rank."""

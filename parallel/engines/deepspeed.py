@@ -1,6 +1,6 @@
 """The `deepspeed` engine: ZeRO over the data axis, 1F1B over the pipeline axis, megatron-core's layers inside.
 
-Losses are summed, not averaged: every target's weight is scaled by (data degree x micro-batches / valid tokens of the global
+Losses are summed, not averaged: every target's weight is scaled by (replicas x micro-batches / valid tokens of the global
 batch), which DeepSpeed's division by both undoes. So a gradient is that of the mean over valid tokens, at any layout.
 """
 
@@ -178,7 +178,7 @@ class DeepSpeedEngine:
         if config.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
         return {
-            "train_batch_size": spec.micro_batch * spec.micro_batches * config.data,
+            "train_batch_size": spec.micro_batch * spec.micro_batches * config.replicas,
             "train_micro_batch_size_per_gpu": spec.micro_batch,
             "gradient_accumulation_steps": spec.micro_batches,
             # at ZeRO 0 DeepSpeed clips without telling the norm, so our hook does it there
@@ -213,7 +213,7 @@ class DeepSpeedEngine:
             if self.dtype != torch.float32:
                 settings["bf16" if self.dtype == torch.bfloat16 else "fp16"] = {"enabled": True}
             # no dtype=: deepspeed 0.19.8 turns an explicit float32 into bf16 on CPU (operator precedence in _set_dtype)
-            with deepspeed.zero.Init(data_parallel_group=self.mesh.data_group, config_dict_or_path=settings):
+            with deepspeed.zero.Init(data_parallel_group=self.mesh.replica_group, config_dict_or_path=settings):
                 return build()
 
     def _blocks(self) -> list[nn.Module]:
@@ -230,7 +230,7 @@ class DeepSpeedEngine:
             if share is None:
                 initialise(parameter.data, name, self.spec.seed, declared, (0,) * parameter.dim())
                 continue
-            start = self.mesh.place.data * share.numel()
+            start = self.mesh.place.replica * share.numel()
             stop = min(start + share.numel(), parameter.ds_numel)
             for offset, extent, at in rectangles_of_range(declared.local_shape, start, stop):
                 part = share.view(-1)[at : at + math.prod(extent)].view(extent)
@@ -242,12 +242,12 @@ class DeepSpeedEngine:
 
     def _saves(self, index: int, parameter: Tensor, cut: bool) -> bool:
         """Whether this rank writes its pieces of a parameter: one rank of the tensor axis for whole ones, the first stage
-        for tied ones, and at ZeRO 0 the data ranks take turns."""
+        for tied ones, and at ZeRO 0 the replicas take turns."""
         if getattr(parameter, "ds_pipe_replicated", False):
             return False
         if not cut and self.mesh.place.tensor != 0:
             return False
-        return self.zero > 0 or index % self.mesh.config.data == self.mesh.place.data
+        return self.zero > 0 or index % self.mesh.config.replicas == self.mesh.place.replica
 
     # Stepping -------------------------------------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class DeepSpeedEngine:
         """The batch with weights scaled against DeepSpeed's means, and the valid tokens of the global batch."""
         valid = self.mesh.sum_over_data(float(batch.weights.sum()))
         count = batch.inputs.shape[0] // self.spec.micro_batch
-        return replace(batch, weights=batch.weights * (self.mesh.config.data * count / valid)), valid
+        return replace(batch, weights=batch.weights * (self.mesh.config.replicas * count / valid)), valid
 
     def _step_plain(self, batch: Batch) -> float:
         self.engine.train()
@@ -265,7 +265,7 @@ class DeepSpeedEngine:
             total += loss.detach()
             self.engine.backward(loss)
             self.engine.step()
-        return self.mesh.sum_over_data(float(total)) / (self.mesh.config.data * self.spec.micro_batches)
+        return self.mesh.sum_over_data(float(total)) / (self.mesh.config.replicas * self.spec.micro_batches)
 
     def _step_pipeline(self, batch: Batch) -> float:
         return float(self.engine.train_batch(self._feed(batch)))
@@ -308,7 +308,7 @@ class _Pipeline(PipelineModule):
         config = mesh.config
         self.bounds = stage_bounds(spec.model, config.pipeline, spec.sequence_length)
         specs = [_layer_spec(spec, layers, index, config.recompute) for index in range(block_count(spec.model))]
-        topology = PipeModelDataParallelTopology(num_pp=config.pipeline, num_mp=config.tensor, num_dp=config.data)
+        topology = PipeModelDataParallelTopology(num_pp=config.pipeline, num_mp=config.tensor, num_dp=config.replicas)
         super().__init__(layers=specs, topology=topology, loss_fn=loss)
 
     def _partition_layers(self, method: str = "") -> None:

@@ -1,11 +1,11 @@
-"""The `torch` engine over many processes: FSDP2 over the data axis, torch's schedules over the pipeline axis, megatron-core's
-layers inside.
+"""The `torch` engine over many processes: FSDP2 over the data and context axes, torch's schedules over the pipeline axis,
+megatron-core's layers inside.
 
 Every way to lay out the data axis is FSDP2 on a mesh of replicas x shards: DDP has one shard, full sharding one replica, hybrid
 sharding some of both. Master weights and moments are this rank's rows in float32; the optimizer sees them as plain
 tensors that share memory with FSDP2's shards.
 
-FSDP2 means gradients over the data axis, so losses are scaled by its degree: a gradient is that of the mean over valid tokens.
+FSDP2 means gradients over all replicas, so losses are scaled by their number: a gradient is that of the mean over valid tokens.
 
 Relied on (and listed by the contract test): a group's `lazy_init` puts shards where they stay, and is idempotent.
 """
@@ -75,7 +75,7 @@ class FsdpEngine:
         self.clock = Clock(spec.seed)
         self.layers = layers_for(mesh, torch.float32, self.clock)
         self.loss = self.layers.loss()
-        self.replicas = mesh.config.data_replicas if mesh.config.zero_stage else mesh.config.data
+        self.replicas = mesh.config.data_replicas if mesh.config.zero_stage else mesh.config.replicas
         self.stages = stage_count(mesh.config)
         self.data_mesh = self._data_mesh()
         self.modules = {stage: self._build_stage(stage) for stage in stages_of(mesh.config, mesh.place.pipeline)}
@@ -96,7 +96,7 @@ class FsdpEngine:
             module.train()
         self.clock.start(batch.first_sample)
         valid = self.mesh.sum_over_data(float(batch.weights.sum()))
-        self._batch, self._factor = batch, self.mesh.config.data / valid
+        self._batch, self._factor = batch, self.mesh.config.replicas / valid
         self._losses.zero_()
         if self.pipeline is None:
             self._run_plain(batch)
@@ -164,9 +164,9 @@ class FsdpEngine:
     # Building -------------------------------------------------------------------------------------------------------
 
     def _data_mesh(self) -> DeviceMesh:
-        """Replicas x shards of this rank's data axis, or shards alone."""
+        """Replicas x shards of this rank's data and context axes, or shards alone."""
         config = self.mesh.config
-        shards = config.data // self.replicas
+        shards = config.replicas // self.replicas
         ranks = torch.arange(self.mesh.world_size).view(config.pipeline, self.replicas, shards, config.tensor)
         whole = DeviceMesh(self.device.type, ranks, mesh_dim_names=("pipeline", "replicas", "shards", "tensor"))
         return whole["replicas", "shards"] if self.replicas > 1 else whole["shards"]
@@ -216,9 +216,9 @@ class FsdpEngine:
         name = EMBEDDING if copy else name
         master = nn.Parameter(sharded.to_local().detach())
         master.declaration = declared  # type: ignore[attr-defined]
-        shards = self.mesh.config.data // self.replicas
+        shards = self.mesh.config.replicas // self.replicas
         rows = -(-declared.local_shape[0] // shards)  # as torch.chunk cuts
-        first = min(rows * (self.mesh.place.data % shards), declared.local_shape[0])
+        first = min(rows * (self.mesh.place.replica % shards), declared.local_shape[0])
         if master.numel():
             rounded = torch.empty_like(
                 master, dtype=self.dtype
@@ -251,7 +251,7 @@ class FsdpEngine:
 
     @property
     def _replica(self) -> int:
-        return self.mesh.place.data // (self.mesh.config.data // self.replicas)
+        return self.mesh.place.replica // (self.mesh.config.replicas // self.replicas)
 
     # Stepping -------------------------------------------------------------------------------------------------------
 
@@ -333,7 +333,7 @@ class FsdpEngine:
             tied[0].copy_(ours + theirs)
 
     def _sum_over_world(self, loss_sum: float, squares: float) -> tuple[float, float]:
-        """(losses of all data ranks, squares of all ranks): every rank of the last stage's tensor axis has the same loss."""
+        """(losses of all replicas, squares of all ranks): every rank of the last stage's tensor axis has the same loss."""
         here = self.stages - 1 in self.modules and self.mesh.place.tensor == 0
         found = torch.tensor([loss_sum if here else 0.0, squares], dtype=torch.float64, device=self.device)
         dist.all_reduce(found)

@@ -216,9 +216,11 @@ def train_watching_scale(case: Case, steps: int) -> ScaledCurve:
 
 @dataclass
 class MeshSeen:
-    """A mesh as one rank sees it. place, topology: (tensor, data, pipeline), by megatron-core and by DeepSpeed."""
+    """A mesh as one rank sees it. place, topology: (tensor, data, pipeline), by megatron-core and by DeepSpeed,
+    whose data axis is our replicas; places: every field of the Place."""
 
     place: tuple[int, int, int]
+    places: dict[str, int]
     topology: tuple[int, int, int]
     data: int
     groups: dict[str, list[int]]
@@ -233,11 +235,12 @@ def describe_mesh(config: ParallelConfig) -> MeshSeen:
     """All that a mesh tells."""
     mesh = Mesh(config, CPU)
     degrees = mesh.config
-    topology = PipeModelDataParallelTopology(num_pp=degrees.pipeline, num_mp=degrees.tensor, num_dp=degrees.data)
+    topology = PipeModelDataParallelTopology(num_pp=degrees.pipeline, num_mp=degrees.tensor, num_dp=degrees.replicas)
     there = topology.get_coord(mesh.rank)
-    axes = ("tensor", "data", "pipeline", "model")
+    axes = ("tensor", "data", "pipeline", "model", "context", "replica", "expert", "expert_data")
     seen = MeshSeen(
         place=(mesh.place.tensor, mesh.place.data, mesh.place.pipeline),
+        places=vars(mesh.place),
         topology=(there.model, there.data, there.pipe),
         data=degrees.data,
         groups={axis: dist.get_process_group_ranks(getattr(mesh, f"{axis}_group")) for axis in axes},

@@ -21,6 +21,8 @@ def test_data_takes_what_the_world_leaves() -> None:
     assert resolve_world(ParallelConfig(tensor=2, pipeline=2), 8).data == 2
     assert resolve_world(ParallelConfig(tensor=2, data=4), 8).data == 4
     assert resolve_world(ParallelConfig(), 1).data == 1
+    found = resolve_world(ParallelConfig(tensor=2, context=2, expert=4), 8)
+    assert (found.data, found.replicas, found.model_parallel) == (2, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,9 @@ def test_data_takes_what_the_world_leaves() -> None:
         ({"tensor": 3}, 8, ["parallel.tensor=3", "world has 8", "product"]),
         ({"tensor": 4, "pipeline": 4}, 8, ["parallel.pipeline=4", "16 processes", "world has 8"]),
         ({"data": 3}, 2, ["parallel.data=3", "3 processes", "world has 2"]),
+        ({"context": 3}, 8, ["parallel.context=3", "world has 8", "product"]),
+        ({"data": 2, "expert": 4}, 2, ["parallel.expert=4", "data x parallel.context=2", "divisor"]),
+        ({"tensor": 2, "context": 2, "expert": 3}, 8, ["parallel.expert=3", "parallel.context=4", "divisor"]),
         ({"tensor": 2, "data": 2}, 8, ["parallel.data=2", "4 processes", "world has 8"]),
     ],
 )
@@ -45,6 +50,10 @@ def test_a_layout_that_does_not_divide_the_world_is_refused(options: dict, world
         ({"engine": "jax"}, ["parallel.engine=jax", "deepspeed", "torch"]),
         ({"tensor": 0}, ["parallel.tensor=0", "at least 1"]),
         ({"pipeline": -1}, ["parallel.pipeline=-1", "at least 1"]),
+        ({"context": 0}, ["parallel.context=0", "at least 1"]),
+        ({"expert": 0}, ["parallel.expert=0", "at least 1"]),
+        ({"context": 2, "context_method": "torus"}, ["context_method=torus", "ring, ulysses"]),
+        ({"context_method": "ulysses"}, ["context_method=ulysses", "no effect", "context above 1"]),
         ({"data": -2}, ["parallel.data=-2", "at least 1"]),
         ({"zero_stage": 4}, ["parallel.zero_stage=4", "0, 1, 2 or 3"]),
         ({"recompute": "all"}, ["parallel.recompute=all", "none, block or selective"]),

@@ -23,6 +23,10 @@ def test_ranks_run_tensor_first_then_data_then_pipeline(degrees: tuple[int, int,
         assert found.data == data
         t, d, p = place
         assert found.groups == {
+            "context": [rank],
+            "expert": [rank],
+            "replica": found.groups["data"],
+            "expert_data": found.groups["data"],
             "tensor": [i + tensor * (d + data * p) for i in range(tensor)],
             "data": [t + tensor * (i + data * p) for i in range(data)],
             "pipeline": [t + tensor * (d + data * i) for i in range(pipeline)],
@@ -31,6 +35,60 @@ def test_ranks_run_tensor_first_then_data_then_pipeline(degrees: tuple[int, int,
         assert (found.first, found.last) == (p == 0, p == pipeline - 1)
         assert found.sum_over_data == sum(found.groups["data"])
         assert found.any_rank == (True, False)
+
+
+WIDE = [
+    (2, 2, 2, 1, 2),
+    (1, 4, 2, 1, 2),
+    (2, 2, 1, 2, 2),
+    (1, 2, 4, 1, 8),
+    (1, 2, 2, 2, 4),
+    (1, 1, 4, 2, 2),
+    (2, 4, 1, 1, 1),
+]
+
+
+@pytest.mark.parametrize("degrees", WIDE, ids=str)
+def test_context_lies_between_tensor_and_data_and_experts_over_both(degrees: tuple[int, ...], pools: Pools) -> None:
+    """Place and groups of every rank are those of the formulas at the head of mesh.py."""
+    tensor, context, data, pipeline, expert = degrees
+    config = ParallelConfig(tensor=tensor, pipeline=pipeline, context=context, expert=expert)
+    replicas = context * data
+
+    def rank_of(t: int, replica: int, p: int) -> int:
+        return t + tensor * (replica + replicas * p)
+
+    for rank, found in enumerate(pools.run(tensor * replicas * pipeline, jobs.describe_mesh, config=config)):
+        t, r, p = rank % tensor, rank // tensor % replicas, rank // (tensor * replicas)
+        c, d, e, x = r % context, r // context, r % expert, r // expert
+        assert found.data == data
+        assert found.places == {
+            "tensor": t,
+            "context": c,
+            "data": d,
+            "pipeline": p,
+            "replica": r,
+            "expert": e,
+            "expert_data": x,
+        }
+        assert found.topology == (t, r, p)
+        assert found.groups == {
+            "tensor": [rank_of(i, r, p) for i in range(tensor)],
+            "context": [rank_of(t, i + context * d, p) for i in range(context)],
+            "data": [rank_of(t, c + context * i, p) for i in range(data)],
+            "replica": [rank_of(t, i, p) for i in range(replicas)],
+            "pipeline": [rank_of(t, r, i) for i in range(pipeline)],
+            "model": [rank_of(i, r, q) for q in range(pipeline) for i in range(tensor)],
+            "expert": [rank_of(t, i + expert * x, p) for i in range(expert)],
+            "expert_data": [rank_of(t, e + expert * i, p) for i in range(replicas // expert)],
+        }
+        assert found.sum_over_data == sum(found.groups["replica"])
+        titles, *lines = found.table.splitlines()[1:]
+        seen = dict(zip(titles.split(), map(int, lines[rank].split()), strict=True))
+        shown = ["tensor", "data", "pipeline", *(["context"] * (context > 1)), *(["expert"] * (expert > 1))]
+        assert seen == {"rank": rank, **{axis: found.places[axis] for axis in shown}}
+    told = f"tensor {tensor} x pipeline {pipeline} x data {data}" + (f" x context {context}" if context > 1 else "")
+    assert told in found.table
 
 
 def test_the_table_lists_every_rank(pools: Pools) -> None:
