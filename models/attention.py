@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelConfig, RopeScaling
+from models.feedforward import residual_std
 from models.functions import rms_norm, rotate, split_and_rotate
 from models.layers import Layers
 from models.random import drop, offsets, stream_key
@@ -28,10 +29,9 @@ class Attention(nn.Module):
         self.config, self.recompute_core, self._layers = config, recompute_core, layers
         self.heads, self.kv_heads = layers.share(config.heads), layers.share(config.key_value_heads)
         query, key_value = config.heads * width, config.key_value_heads * width
-        residual_std = config.init_std / (math.sqrt(2 * config.layers) if config.scaled_residual_init else 1.0)
         bias = config.bias or config.qkv_bias
         self.qkv = layers.column(config.hidden_size, (query, key_value, key_value), bias=bias, std=config.init_std)
-        self.output = layers.row(query, config.hidden_size, bias=config.bias, std=residual_std)
+        self.output = layers.row(query, config.hidden_size, bias=config.bias, std=residual_std(config))
         self.query_norm = _HeadNorm(layers, width, config.norm_eps) if config.qk_norm else None
         self.key_norm = _HeadNorm(layers, width, config.norm_eps) if config.qk_norm else None
         self._dropout_key = stream_key(layers.clock.seed, "dropout", name, "attention")

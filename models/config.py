@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.moe.config import MoEConfig
+
 NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rotary", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu")
@@ -103,6 +105,8 @@ class ModelConfig:
     """Standard deviation of the initial weights."""
     scaled_residual_init: bool = True
     """Divide the initial weights of the projections into the residual stream by sqrt(2 x layers) (GPT-2)."""
+    moe: MoEConfig = MoEConfig()
+    """Mixture of experts."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be; sizes of 0 stay as written, the properties below resolve them."""
@@ -137,6 +141,21 @@ class ModelConfig:
             )
         if self.qkv_bias and self.bias:
             raise ModelError("model.qkv_bias=true: has no effect with model.bias=true; leave one of them false")
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        if not self.moe.experts:
+            return
+        if not any(self.has_experts(layer) for layer in range(self.layers)):
+            raise ModelError(
+                f"model.moe.first_dense={self.moe.first_dense}, every={self.moe.every}: leave none of model.layers={self.layers} "
+                "with experts; lower them"
+            )
+        if self.moe.product == "grouped" and (self.expert_width % 8 or self.hidden_size % 8):
+            raise ModelError(
+                f"model.moe.expert_size={self.expert_width}: grouped products need it and model.hidden_size={self.hidden_size} "
+                "in multiples of 8 (16 bytes); change them or set model.moe.product=loop"
+            )
 
     @property
     def key_value_heads(self) -> int:
@@ -161,6 +180,15 @@ class ModelConfig:
         return -(-8 * self.hidden_size // 3 // 64) * 64 if self.gated else 4 * self.hidden_size
 
     @property
+    def expert_width(self) -> int:
+        """Width of one routed expert."""
+        return self.moe.expert_size or self.ffn_width
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the decoder layer at this index (from 0) has experts."""
+        return self.moe.has_experts(layer)
+
+    @property
     def padded_vocab(self) -> int:
         """Rows of the embedding, padding included."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
@@ -168,6 +196,16 @@ class ModelConfig:
 
 def count_parameters(config: ModelConfig) -> int:
     """Exact number of trainable parameters, padding of the vocabulary included, tied weights once."""
+    return _count(config, config.moe.experts)
+
+
+def count_active_parameters(config: ModelConfig) -> int:
+    """Parameters that one token passes through: of the routed experts only the chosen ones, everything else as in
+    `count_parameters`."""
+    return _count(config, config.moe.top_k)
+
+
+def _count(config: ModelConfig, experts: int) -> int:
     hidden, width = config.hidden_size, config.head_width
     query, key_value = config.heads * width, config.key_value_heads * width
     norm = hidden * (2 if config.norm == "layernorm" and config.bias else 1)
@@ -175,19 +213,33 @@ def count_parameters(config: ModelConfig) -> int:
     attention += (query + 2 * key_value) if config.bias or config.qkv_bias else 0
     attention += hidden if config.bias else 0
     attention += 2 * width if config.qk_norm else 0
-    up = config.ffn_width * (2 if config.gated else 1)
-    feed_forward = hidden * up + config.ffn_width * hidden + (up + hidden if config.bias else 0)
-    layer = attention + feed_forward + 2 * norm
+    layers = sum(
+        _count_experts(config, experts) if config.has_experts(layer) else _count_feed_forward(config, config.ffn_width)
+        for layer in range(config.layers)
+    )
+    layers += config.layers * (attention + 2 * norm)
     embedding = config.padded_vocab * hidden * (1 if config.tied_embeddings else 2)
     positions = config.max_sequence * hidden if config.positions == "learned" else 0
-    return embedding + positions + config.layers * layer + (norm if config.norm_position == "pre" else 0)
+    return embedding + positions + layers + (norm if config.norm_position == "pre" else 0)
+
+
+def _count_feed_forward(config: ModelConfig, width: int) -> int:
+    up = width * (2 if config.gated else 1)
+    return config.hidden_size * (up + width) + (up + config.hidden_size if config.bias else 0)
+
+
+def _count_experts(config: ModelConfig, experts: int) -> int:
+    moe = config.moe
+    shared = _count_feed_forward(config, moe.shared_experts * config.expert_width) if moe.shared_experts else 0
+    gate = config.hidden_size if moe.shared_gate else 0
+    return experts * _count_feed_forward(config, config.expert_width) + shared + gate + config.hidden_size * moe.experts
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
-    """Floating-point operations of forward and backward for one token: 6 for each weight of a matrix product, and
-    12 x layers x heads x head_size x sequence for attention scores, of which a causal mask needs half
-    (PaLM, appendix B, arXiv 2204.02311; the causal half as in most published utilisations)."""
-    weights = count_parameters(config)
+    """Floating-point operations of forward and backward for one token: 6 for each weight of a matrix product (of routed
+    experts the chosen ones), and 12 x layers x heads x head_size x sequence for attention scores, of which a causal mask
+    needs half (PaLM, appendix B, arXiv 2204.02311; the causal half as in most published utilisations)."""
+    weights = count_active_parameters(config)
     if not config.tied_embeddings:
         weights -= config.padded_vocab * config.hidden_size
     if config.positions == "learned":

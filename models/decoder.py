@@ -18,6 +18,7 @@ from models.attention import Attention
 from models.config import ModelConfig
 from models.feedforward import FeedForward
 from models.layers import Dropout, Layers, Norm
+from models.moe.layer import MixtureOfExperts
 from models.parameters import declaration, initialise
 
 
@@ -72,7 +73,11 @@ class DecoderLayer(Block):
         self.attention_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
         self.attention = Attention(config, layers, self.name, recompute_core=recompute == "selective")
         self.ffn_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
-        self.feed_forward = FeedForward(config, layers)
+        self.feed_forward: FeedForward | MixtureOfExperts
+        if config.has_experts(index):
+            self.feed_forward = MixtureOfExperts(config, layers, index)
+        else:
+            self.feed_forward = FeedForward(config, layers, config.ffn_width)
         self.attention_drop = Dropout(layers, config.dropout, f"{self.name}/attention_output")
         self.ffn_drop = Dropout(layers, config.dropout, f"{self.name}/ffn_output")
 
@@ -87,9 +92,14 @@ class DecoderLayer(Block):
         length = self._layers.uncut(x.shape[0])
         if self.pre_norm:
             x = x + self.attention_drop(self.attention(self.attention_norm(x), first_sample), first_sample, length)
-            return x + self.ffn_drop(self.feed_forward(self.ffn_norm(x)), first_sample, length)
+            return x + self.ffn_drop(self._feed(self.ffn_norm(x), first_sample), first_sample, length)
         x = self.attention_norm(x + self.attention_drop(self.attention(x, first_sample), first_sample, length))
-        return self.ffn_norm(x + self.ffn_drop(self.feed_forward(x), first_sample, length))
+        return self.ffn_norm(x + self.ffn_drop(self._feed(x, first_sample), first_sample, length))
+
+    def _feed(self, x: Tensor, first_sample: int) -> Tensor:
+        if isinstance(self.feed_forward, MixtureOfExperts):
+            return self.feed_forward(x, first_sample)
+        return self.feed_forward(x)
 
 
 class FinalNorm(Block):
@@ -125,11 +135,17 @@ def block_costs(config: ModelConfig, sequence_length: int) -> list[float]:
     """Estimated cost of each block in FLOPs a token, for cutting pipeline stages evenly: matrix products forward and
     backward; looking up an embedding costs next to nothing, the head as much as its matrix."""
     width = config.head_width * (2 * config.heads + 2 * config.key_value_heads)
-    ffn = config.ffn_width * (3 if config.gated else 2)
-    layer = 6.0 * config.hidden_size * (width + ffn) + 6.0 * config.heads * config.head_width * sequence_length
-    small = 0.01 * layer
+    chosen = config.expert_width * (config.moe.top_k + config.moe.shared_experts)
+    products = 3 if config.gated else 2
+    scores = 6.0 * config.heads * config.head_width * sequence_length
+    layers = [
+        6.0 * config.hidden_size * (width + products * (chosen if config.has_experts(index) else config.ffn_width))
+        + scores
+        for index in range(config.layers)
+    ]
+    small = 0.01 * layers[0]
     tail = [small] if config.norm_position == "pre" else []
-    return [small, small, *[layer] * config.layers, *tail, 6.0 * config.hidden_size * config.padded_vocab]
+    return [small, small, *layers, *tail, 6.0 * config.hidden_size * config.padded_vocab]
 
 
 def block_recipe(

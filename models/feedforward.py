@@ -32,15 +32,19 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class FeedForward(nn.Module):
-    """[S, B, H] -> [S, B, H] through F features; gated ones fuse gate and up in one product."""
+def residual_std(config: ModelConfig) -> float:
+    """Standard deviation of the initial weights of a projection into the residual stream."""
+    return config.init_std / (math.sqrt(2 * config.layers) if config.scaled_residual_init else 1.0)
 
-    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+
+class FeedForward(nn.Module):
+    """[S, B, H] -> [S, B, H] through `width` features; gated ones fuse gate and up in one product."""
+
+    def __init__(self, config: ModelConfig, layers: Layers, width: int) -> None:
         super().__init__()
-        parts = (config.ffn_width,) * (2 if config.gated else 1)
-        residual_std = config.init_std / (math.sqrt(2 * config.layers) if config.scaled_residual_init else 1.0)
+        parts = (width,) * (2 if config.gated else 1)
         self.up = layers.column(config.hidden_size, parts, bias=config.bias, std=config.init_std)
-        self.down = layers.row(config.ffn_width, config.hidden_size, bias=config.bias, std=residual_std)
+        self.down = layers.row(width, config.hidden_size, bias=config.bias, std=residual_std(config))
         self.activation = ACTIVATION_FUNCTIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:

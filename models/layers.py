@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.functions import rms_norm
+from models.moe.axis import ExpertAxis, LocalExperts
+from models.moe.routing import Routing
 from models.parameters import declare
 from models.random import Clock, drop, offsets, stream_key
 
@@ -28,6 +30,10 @@ class Layers(Protocol):
 
     dtype: torch.dtype
     clock: Clock
+    routing: Routing
+    experts: ExpertAxis
+    degree: int
+    rank: int
 
     def share(self, count: int) -> int:
         """How many of `count` heads or features this rank holds."""
@@ -62,6 +68,24 @@ class Layers(Protocol):
     def use_in_heads(self, parameter: Tensor) -> Tensor:
         """A replicated parameter as it enters arithmetic on this rank's share of the heads."""
 
+    def enter(self, x: Tensor) -> Tensor:
+        """Into a tensor-parallel region: [S, B, …] -> [S_full, B, …], whose gradient is summed over the tensor axis."""
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Out of a tensor-parallel region: parts [S_full, B, H] -> their sum [S, B, H]."""
+
+    def gather_choices(self, choices: Tensor) -> Tensor:
+        """Integers [S, B, …] -> [S_full, B, …]."""
+
+    def whole_sequence(self, x: Tensor) -> Tensor:
+        """[S_full, B, …] of this rank of the context axis -> the whole sequences', in order; without gradient."""
+
+    def own_positions(self, x: Tensor) -> Tensor:
+        """Back from `whole_sequence` to what this rank of the context axis holds."""
+
+    def count_over_context(self, counts: Tensor) -> Tensor:
+        """Sum of integers over the context axis."""
+
     def loss(self) -> Loss:
         """Cross entropy, (logits [S, B, share of V], targets [S, B]) -> float32 [S, B], nats."""
 
@@ -72,6 +96,9 @@ class PlainLayers:
     def __init__(self, dtype: torch.dtype = torch.float32, clock: Clock | None = None) -> None:
         self.dtype = dtype
         self.clock = clock or Clock(0)
+        self.routing = Routing()
+        self.experts: ExpertAxis = LocalExperts()
+        self.degree, self.rank = 1, 0
 
     def share(self, count: int) -> int:
         return count
@@ -106,6 +133,24 @@ class PlainLayers:
 
     def use_in_heads(self, parameter: Tensor) -> Tensor:
         return parameter
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x
+
+    def leave(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather_choices(self, choices: Tensor) -> Tensor:
+        return choices
+
+    def whole_sequence(self, x: Tensor) -> Tensor:
+        return x
+
+    def own_positions(self, x: Tensor) -> Tensor:
+        return x
+
+    def count_over_context(self, counts: Tensor) -> Tensor:
+        return counts
 
     def loss(self) -> Loss:
         return cross_entropy

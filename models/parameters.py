@@ -21,7 +21,9 @@ class Declaration:
     """How a local parameter is cut from its logical tensor, and how it is initialised.
 
     shape: of the logical tensor. dim: the one that is cut over the tensor axis, None where every rank holds the whole.
-    parts: extents along `dim` of the matrices fused in one parameter (query, key, value), each cut in `degree` shares.
+    parts: extents along `dim` of the matrices fused in one parameter (query, key, value; the experts of this rank), each cut
+    in `degree` shares. first: where the first part begins along `dim`. expert: whether the expert axis cuts it, so that only
+    the expert-data axis replicates it.
     """
 
     shape: tuple[int, ...]
@@ -31,10 +33,12 @@ class Declaration:
     rank: int
     std: float  # 0: constant
     constant: float = 0.0
+    first: int = 0
+    expert: bool = False
 
     def slabs(self) -> Iterator[tuple[int, int, int]]:
         """(local start, global start, extent) along `dim` of each fused part."""
-        local = whole = 0
+        local, whole = 0, self.first
         for part in self.parts:
             share = part // self.degree
             yield local, whole + self.rank * share, share
@@ -46,7 +50,13 @@ class Declaration:
         """Shape of the parameter on this rank."""
         if self.dim is None:
             return self.shape
-        return tuple(extent // self.degree if d == self.dim else extent for d, extent in enumerate(self.shape))
+        held = sum(self.parts) // self.degree
+        return tuple(held if d == self.dim else extent for d, extent in enumerate(self.shape))
+
+    @property
+    def whole_on_each(self) -> bool:
+        """Whether every rank of the tensor axis holds the same elements."""
+        return self.dim is None or (self.expert and self.degree == 1)
 
     @property
     def local_numel(self) -> int:
@@ -71,6 +81,37 @@ def declare(
         shape = tuple(extent * degree if d == dim else extent for d, extent in enumerate(shape))
         parts = parts or (shape[dim],)
     parameter.declaration = Declaration(shape, dim, parts, degree, rank, std, constant)  # type: ignore[attr-defined]
+
+
+def declare_experts(
+    parameter: nn.Parameter,
+    *,
+    rows: tuple[int, ...],
+    experts: int,
+    first: int,
+    held: int,
+    columns: int = 0,
+    std: float = 0.0,
+    degree: int = 1,
+    rank: int = 0,
+) -> None:
+    """Attach a Declaration to the matrices [rows, columns] of `held` of `experts` experts, one below the other in dim 0.
+
+    rows: extents of the matrices fused in one expert's (gate and up). columns: 0 for vectors. first: index of the first expert
+    held. degree, rank: the cut of every one of `rows` over the tensor axis.
+    """
+    high = sum(rows)
+    parts = rows * held if degree > 1 else (high * held,)
+    parameter.declaration = Declaration(  # type: ignore[attr-defined]
+        (experts * high, columns) if columns else (experts * high,),
+        0,
+        parts,
+        degree,
+        rank,
+        std,
+        first=first * high,
+        expert=True,
+    )
 
 
 def declaration(parameter: Tensor) -> Declaration:

@@ -33,7 +33,8 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
     for option, value in (
         ("heads", model.heads),
         ("kv_heads", model.key_value_heads),
-        ("ffn_size", model.ffn_width),
+        *([] if all(model.has_experts(layer) for layer in range(model.layers)) else [("ffn_size", model.ffn_width)]),
+        *([("moe.expert_size", model.expert_width)] if model.moe.experts else []),
         ("vocab_size (padded)", model.padded_vocab),
     ):
         if value % degree:
@@ -43,6 +44,7 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
                 else f"choose a tensor degree that divides {value}"
             )
             raise ParallelError(f"model.{option}={value}: does not divide by parallel.tensor={degree}; {cure}")
+    _check_experts(config, model)
     if config.sequence_parallel and sequence_length % degree:
         raise ParallelError(
             f"train.sequence_length={sequence_length}: does not divide by parallel.tensor={degree}, as "
@@ -53,6 +55,33 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
         each = f" of {stages_per_rank(config)} stages each" if stages > config.pipeline else ""
         raise ParallelError(
             f"parallel.pipeline={config.pipeline}{each}: more stages than model.layers={model.layers}; choose fewer stages"
+        )
+
+
+def _check_experts(config: ParallelConfig, model: ModelConfig) -> None:
+    if not model.moe.experts:
+        if config.expert > 1:
+            raise ParallelError(
+                f"parallel.expert={config.expert}: has no effect with model.moe.experts=0; set it to 1 or choose a model with "
+                "experts"
+            )
+        return
+    if model.moe.experts % config.expert:
+        raise ParallelError(
+            f"model.moe.experts={model.moe.experts}: does not divide by parallel.expert={config.expert}; choose an expert degree "
+            f"that divides {model.moe.experts}"
+        )
+    cut = model.expert_width // config.tensor
+    if model.moe.product == "grouped" and cut % 8:
+        raise ParallelError(
+            f"model.moe.expert_size={model.expert_width}: parallel.tensor={config.tensor} leaves {cut} features of an expert, and "
+            "grouped products need multiples of 8 (16 bytes); choose a smaller tensor degree or model.moe.product=loop"
+        )
+    apart = config.data * config.context // config.expert
+    if config.data and apart % config.data_replicas:
+        raise ParallelError(
+            f"parallel.data_replicas={config.data_replicas}: must divide the {apart} ranks that hold the same experts "
+            "(parallel.data x parallel.context / parallel.expert); choose a divisor of it"
         )
 
 

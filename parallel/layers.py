@@ -17,8 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.layers import Layers, Loss, PlainLayers
+from models.moe.axis import ExpertAxis, LocalExperts
+from models.moe.routing import Routing
 from models.parameters import declare
 from models.random import Clock
+from parallel.experts import MeshExperts
 from parallel.megatron import (
     ColumnParallelLinear,
     ModelParallelConfig,
@@ -33,7 +36,10 @@ from parallel.mesh import Mesh
 
 def layers_for(mesh: Mesh, dtype: torch.dtype, clock: Clock) -> Layers:
     """The factory for a layout: megatron-core's layers where tensor > 1, plain modules where it is 1."""
-    return PlainLayers(dtype, clock) if mesh.config.tensor == 1 else MegatronLayers(mesh, dtype, clock)
+    layers = PlainLayers(dtype, clock) if mesh.config.tensor == 1 else MegatronLayers(mesh, dtype, clock)
+    if mesh.config.expert > 1:
+        layers.experts = MeshExperts(mesh)
+    return layers
 
 
 def gather_vocabulary(logits: Tensor, mesh: Mesh) -> Tensor:
@@ -71,6 +77,37 @@ class _ScatterSequence(torch.autograd.Function):
         return _all_gather(gradient, ctx.group), None
 
 
+class _SumGradient(torch.autograd.Function):
+    """Identity; backward sums over the group. megatron-core's own leaves a gradient that is not contiguous unsummed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _all_reduce(gradient, ctx.group), None
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the group; backward is the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        return _all_reduce(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def _all_reduce(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
+
+
 def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     whole = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
     dist.all_gather_into_tensor(whole, x.contiguous(), group=group)
@@ -88,6 +125,8 @@ class MegatronLayers:
 
     def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock) -> None:
         self.dtype, self.clock = dtype, clock
+        self.routing = Routing()
+        self.experts: ExpertAxis = LocalExperts()
         self.group, self.rank, self.degree = mesh.tensor_group, mesh.place.tensor, mesh.config.tensor
         self.sequence_parallel = mesh.config.sequence_parallel
         # use_cpu_initialization allocates with torch.empty on the current default device, which serves every device;
@@ -138,12 +177,22 @@ class MegatronLayers:
         return _loss
 
     def enter(self, x: Tensor) -> Tensor:
-        """Into a tensor-parallel region: the whole sequence on every rank."""
-        return _GatherSequence.apply(x, self.group) if self.sequence_parallel else x
+        return (_GatherSequence if self.sequence_parallel else _SumGradient).apply(x, self.group)
 
-    def leave_partial(self, x: Tensor) -> Tensor:
-        """Out of a tensor-parallel region under sequence parallelism: sum and keep the own share."""
-        return _ScatterSequence.apply(x, self.group)
+    def leave(self, x: Tensor) -> Tensor:
+        return (_ScatterSequence if self.sequence_parallel else _Sum).apply(x, self.group)
+
+    def gather_choices(self, choices: Tensor) -> Tensor:
+        return _all_gather(choices, self.group) if self.sequence_parallel else choices
+
+    def whole_sequence(self, x: Tensor) -> Tensor:
+        return x
+
+    def own_positions(self, x: Tensor) -> Tensor:
+        return x
+
+    def count_over_context(self, counts: Tensor) -> Tensor:
+        return counts
 
 
 def _loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -181,7 +230,9 @@ class _Column(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """x: [S(/T), B, inputs] -> [S, B, share of outputs]."""
-        return _lend(self.linear, self, self._layers.enter(x), weight)[0]
+        if self._layers.sequence_parallel:  # without it megatron-core's layer enters the region itself
+            x = self._layers.enter(x)
+        return _lend(self.linear, self, x, weight)[0]
 
 
 class _Row(nn.Module):
@@ -213,7 +264,7 @@ class _Row(nn.Module):
             partial = linear_with_grad_accumulation_and_async_allreduce(
                 x, self.weight, None, False, False, False, tp_group=self._layers.group
             )
-            y = self._layers.leave_partial(partial)
+            y = self._layers.leave(partial)
         else:
             y = _lend(self.linear, self, x)[0]
         return y if self.bias is None else y + self._layers.use(self.bias)

@@ -69,7 +69,7 @@ def build_rank(
     finally:
         dist.destroy_process_group()
     shapes = {name: tuple(parameter.shape) for name, parameter in found}
-    cut = frozenset(name for name, parameter in found if declaration(parameter).dim is not None)
+    cut = frozenset(name for name, parameter in found if not declaration(parameter).whole_on_each)
     return PaperRank(rank, mesh.place, spans, shapes, cut)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.moe.routing import LayerRouting
 from parallel.checkpoint.pieces import Piece
 from parallel.config import ParallelConfig, PrecisionConfig
 
@@ -34,12 +35,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step found: sums over the global batch, the norm before clipping."""
+    """What an optimizer step found: sums over the global batch, the norm before clipping, each mixture layer's routing."""
 
     loss_sum: float
     valid_tokens: float
     grad_norm: float
     skipped: bool
+    routing: tuple[LayerRouting, ...] = ()
 
     @property
     def loss(self) -> float:

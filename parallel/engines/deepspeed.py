@@ -144,7 +144,7 @@ class DeepSpeedEngine:
         found: list[Piece] = []
         for index, (name, parameter) in enumerate(self.parameters):
             declared = declaration(parameter)
-            if for_saving and not self._saves(index, parameter, declared.dim is not None):
+            if for_saving and not self._saves(index, parameter, declared.whole_on_each):
                 continue
             for held in held_ranges(self.engine, parameter, self.zero):
                 found += parameter_pieces(name, declared, held.master, held.moments, held.start, weights_only)
@@ -240,12 +240,12 @@ class DeepSpeedEngine:
         """Parameters without a second name for the same tensor."""
         return list({id(parameter): (name, parameter) for name, parameter in reversed(self.parameters)}.values())[::-1]
 
-    def _saves(self, index: int, parameter: Tensor, cut: bool) -> bool:
+    def _saves(self, index: int, parameter: Tensor, whole_on_each: bool) -> bool:
         """Whether this rank writes its pieces of a parameter: one rank of the tensor axis for whole ones, the first stage
         for tied ones, and at ZeRO 0 the replicas take turns."""
         if getattr(parameter, "ds_pipe_replicated", False):
             return False
-        if not cut and self.mesh.place.tensor != 0:
+        if whole_on_each and self.mesh.place.tensor != 0:
             return False
         return self.zero > 0 or index % self.mesh.config.replicas == self.mesh.place.replica
 
@@ -287,7 +287,7 @@ class DeepSpeedEngine:
                 continue
             gradients.append(parameter.grad)
             replica = getattr(parameter, "ds_pipe_replicated", False)
-            if not replica and (declaration(parameter).dim is not None or self.mesh.place.tensor == 0):
+            if not replica and not (declaration(parameter).whole_on_each and self.mesh.place.tensor != 0):
                 once.append(parameter.grad)
         total = torch.tensor([squared_norm(once)], dtype=torch.float64, device=self.device)
         if self.mesh.config.model_parallel > 1:

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 
 from models.decoder import Decoder, DecoderLayer, EmbeddingBlock, HeadBlock, block_count, named_parameters
+from models.moe.layer import MixtureOfExperts
 from models.parameters import Declaration, declaration, initialise
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece
@@ -44,7 +45,8 @@ from parallel.engines.base import (
     squared_norm,
 )
 from parallel.engines.pipeline import Pipeline, groups_of
-from parallel.engines.state import parameter_pieces
+from parallel.engines.routing import finish_routing
+from parallel.engines.state import parameter_pieces, routing_pieces
 from parallel.layers import gather_vocabulary, layers_for
 from parallel.mesh import Mesh
 from parallel.schedule import owner, stage_count, stages_of
@@ -56,7 +58,7 @@ EMBEDDING, HEAD = "embedding.token.weight", "head.projection.weight"
 @dataclass(frozen=True)
 class Shard:
     """This rank's rows of a parameter. master: float32, the memory of FSDP2's own shard; start: its first element in the
-    local parameter; copy: the last stage's copy of a tied embedding."""
+    local parameter; copy: the last stage's copy of a tied embedding; over: the ranks that it is cut over."""
 
     name: str
     declared: Declaration
@@ -64,6 +66,23 @@ class Shard:
     master: nn.Parameter
     start: int
     copy: bool
+    over: Spread
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How parameters lie over the replicas: this rank's place among `replicas` x `shards`. mesh: the same for FSDP2.
+
+    part: share of the replicas that compute gradients of the same parameters, 1 but for experts, whose group of ranks has
+    already summed them: FSDP2's mean over the mesh times `part` is the mean over all replicas.
+    """
+
+    mesh: DeviceMesh
+    replicas: int
+    replica: int
+    shards: int
+    shard: int
+    part: float
 
 
 class FsdpEngine:
@@ -77,10 +96,11 @@ class FsdpEngine:
         self.loss = self.layers.loss()
         self.replicas = mesh.config.data_replicas if mesh.config.zero_stage else mesh.config.replicas
         self.stages = stage_count(mesh.config)
-        self.data_mesh = self._data_mesh()
+        self.dense, self.expert = self._spreads()
         self.modules = {stage: self._build_stage(stage) for stage in stages_of(mesh.config, mesh.place.pipeline)}
         self.shards = [shard for module in self.modules.values() for shard in self._materialise(module)]
         self.parameters = self.named_parameters()
+        self.layers.routing.place(self.device)
         self.optimizer = spec.optimizer([(shard.name, shard.master) for shard in self.shards if shard.master.numel()])
         ensure_state(self.optimizer)
         self.pipeline = self._build_pipeline() if self.stages > 1 else None
@@ -97,6 +117,10 @@ class FsdpEngine:
         self.clock.start(batch.first_sample)
         valid = self.mesh.sum_over_data(float(batch.weights.sum()))
         self._batch, self._factor = batch, self.mesh.config.replicas / valid
+        count = batch.inputs.shape[0] // self.spec.micro_batch
+        self.layers.routing.start(
+            self.mesh.config.context / count
+        )  # FSDP2 means, context ranks hold parts of one micro-batch
         self._losses.zero_()
         if self.pipeline is None:
             self._run_plain(batch)
@@ -114,7 +138,8 @@ class FsdpEngine:
             self.optimizer.step()
         for shard in self.shards:
             shard.master.grad = shard.sharded.grad = None
-        return StepResult(loss_sum, valid, norm, skipped)
+        routing = finish_routing(self.layers.routing, self.spec.model, self.mesh, skipped=skipped)
+        return StepResult(loss_sum, valid, norm, skipped, routing)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:
@@ -150,6 +175,8 @@ class FsdpEngine:
             state = {key: value.view(-1) for key, value in moments(self.optimizer, shard.master).items()}
             flat = shard.master.detach().view(-1)
             found += parameter_pieces(shard.name, shard.declared, flat, state, shard.start, weights_only)
+        if not for_saving or (self.mesh.place.tensor == 0 and self.mesh.place.replica == 0):
+            found += routing_pieces(self.layers.routing, self.spec.model)
         return found
 
     def state(self) -> dict[str, float]:
@@ -163,13 +190,30 @@ class FsdpEngine:
 
     # Building -------------------------------------------------------------------------------------------------------
 
-    def _data_mesh(self) -> DeviceMesh:
-        """Replicas x shards of this rank's data and context axes, or shards alone."""
-        config = self.mesh.config
+    def _spreads(self) -> tuple[Spread, Spread]:
+        """How dense parameters, and those of experts, lie over this rank's replicas."""
+        config, place = self.mesh.config, self.mesh.place
         shards = config.replicas // self.replicas
-        ranks = torch.arange(self.mesh.world_size).view(config.pipeline, self.replicas, shards, config.tensor)
-        whole = DeviceMesh(self.device.type, ranks, mesh_dim_names=("pipeline", "replicas", "shards", "tensor"))
-        return whole["replicas", "shards"] if self.replicas > 1 else whole["shards"]
+        ranks = torch.arange(self.mesh.world_size)
+        dense = DeviceMesh(
+            self.device.type,
+            ranks.view(config.pipeline, self.replicas, shards, config.tensor),
+            mesh_dim_names=("pipeline", "replicas", "shards", "tensor"),
+        )
+        names: tuple[str, ...] = ("replicas", "shards") if self.replicas > 1 else ("shards",)
+        whole = Spread(dense[names], self.replicas, place.replica // shards, shards, place.replica % shards, 1.0)
+        if config.expert == 1:
+            return whole, whole
+        replicas = self.replicas if config.zero_stage else config.replicas // config.expert
+        apart = config.replicas // config.expert // replicas
+        experts = DeviceMesh(
+            self.device.type,
+            ranks.view(config.pipeline, replicas, apart, config.expert, config.tensor),
+            mesh_dim_names=("pipeline", "replicas", "shards", "expert", "tensor"),
+        )
+        names = ("replicas", "shards") if replicas > 1 else ("shards",)
+        at = place.expert_data
+        return whole, Spread(experts[names], replicas, at // apart, apart, at % apart, 1 / config.expert)
 
     def _build_stage(self, stage: int) -> Decoder:
         """A stage on the meta device, cut by FSDP2: each layer by itself, what is left with the root."""
@@ -184,17 +228,19 @@ class FsdpEngine:
         narrow = None if self.dtype == torch.float32 else self.dtype
         shard = partial(
             fully_shard,
-            mesh=self.data_mesh,
             mp_policy=MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None),
             offload_policy=CPUOffloadPolicy(pin_memory=self.device.type == "cuda")
             if config.offload_optimizer
             else OffloadPolicy(),
         )
         declared = [declaration(parameter) for _, parameter in named_parameters(iter(module.blocks))]
+        keep = config.zero_stage != 3
         for block in module.blocks:  # a tied embedding is used at both ends, so it stays with the root
+            if isinstance(block, DecoderLayer) and isinstance(block.feed_forward, MixtureOfExperts):
+                shard(block.feed_forward.experts, mesh=self.expert.mesh, reshard_after_forward=not keep)
             if isinstance(block, DecoderLayer) or (isinstance(block, EmbeddingBlock | HeadBlock) and not module.tied):
-                shard(block, reshard_after_forward=config.zero_stage == 3)
-        shard(module, reshard_after_forward=False)
+                shard(block, mesh=self.dense.mesh, reshard_after_forward=not keep)
+        shard(module, mesh=self.dense.mesh, reshard_after_forward=False)
         for (_, parameter), found in zip(named_parameters(iter(module.blocks)), declared, strict=True):
             parameter.declaration = found  # type: ignore[attr-defined]
         return module
@@ -216,16 +262,16 @@ class FsdpEngine:
         name = EMBEDDING if copy else name
         master = nn.Parameter(sharded.to_local().detach())
         master.declaration = declared  # type: ignore[attr-defined]
-        shards = self.mesh.config.replicas // self.replicas
-        rows = -(-declared.local_shape[0] // shards)  # as torch.chunk cuts
-        first = min(rows * (self.mesh.place.replica % shards), declared.local_shape[0])
+        over = self.expert if declared.expert else self.dense
+        rows = -(-declared.local_shape[0] // over.shards)  # as torch.chunk cuts
+        first = min(rows * over.shard, declared.local_shape[0])
         if master.numel():
             rounded = torch.empty_like(
                 master, dtype=self.dtype
             )  # every engine begins with weights that its model can hold
             initialise(rounded, name, self.spec.seed, declared, (first, *[0] * (master.dim() - 1)))
             master.data.copy_(rounded)
-        return Shard(name, declared, sharded, master, first * math.prod(declared.local_shape[1:]), copy)
+        return Shard(name, declared, sharded, master, first * math.prod(declared.local_shape[1:]), copy, over)
 
     def _build_pipeline(self) -> Pipeline:
         spec, config = self.spec, self.mesh.config
@@ -245,13 +291,9 @@ class FsdpEngine:
 
     def _saves(self, index: int, shard: Shard) -> bool:
         """Whether this rank writes its rows: one rank of the tensor axis for whole parameters, replicas take turns."""
-        if shard.copy or (shard.declared.dim is None and self.mesh.place.tensor != 0):
+        if shard.copy or (shard.declared.whole_on_each and self.mesh.place.tensor != 0):
             return False
-        return index % self.replicas == self._replica
-
-    @property
-    def _replica(self) -> int:
-        return self.mesh.place.replica // (self.mesh.config.replicas // self.replicas)
+        return index % shard.over.replicas == shard.over.replica
 
     # Stepping -------------------------------------------------------------------------------------------------------
 
@@ -298,6 +340,8 @@ class FsdpEngine:
         for shard in self.shards:
             gradient = shard.sharded.grad
             shard.master.grad = gradient.to_local() if isinstance(gradient, DTensor) else torch.zeros_like(shard.master)
+            if shard.over.part != 1.0:
+                shard.master.grad.mul_(shard.over.part)
         self._sum_tied()
 
     def _squares(self) -> float:
@@ -305,9 +349,9 @@ class FsdpEngine:
         once: list[Tensor] = []
         again: list[Tensor] = []
         for shard in self.shards:
-            whole_elsewhere = shard.declared.dim is None and self.mesh.place.tensor != 0
+            whole_elsewhere = shard.declared.whole_on_each and self.mesh.place.tensor != 0
             assert shard.master.grad is not None
-            (again if shard.copy or whole_elsewhere or self._replica else once).append(shard.master.grad)
+            (again if shard.copy or whole_elsewhere or shard.over.replica else once).append(shard.master.grad)
         return squared_norm(once) + 0.0 * squared_norm(again)  # 0 times infinity is not a number
 
     def _sum_tied(self) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from models.config import ModelConfig
+from models.moe.routing import Routing
 from models.parameters import Declaration, rectangles
 from parallel.checkpoint.pieces import Piece, rectangles_of_range
 
@@ -34,3 +36,13 @@ def parameter_pieces(
     if not weights_only:
         for key, value in moments.items():
             yield from pieces_of_range(f"{MOMENT_PREFIX}{key}.{name}", found, value, start)
+
+
+def routing_pieces(routing: Routing, model: ModelConfig) -> Iterator[Piece]:
+    """Pieces of what the routers of this process remember, where the model has routers that remember something."""
+    for layer, state in routing.states.items():
+        name = f"layers.{layer}.feed_forward.router"
+        if model.moe.bias_rate:
+            yield Piece(f"{name}.bias", tuple(state.bias.shape), (0,), state.bias)
+        if model.moe.keeps_frequencies:
+            yield Piece(f"{name}.frequency", tuple(state.frequency.shape), (0,), state.frequency)

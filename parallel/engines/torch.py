@@ -32,7 +32,8 @@ from parallel.engines.base import (
     set_learning_rate,
     squared_norm,
 )
-from parallel.engines.state import parameter_pieces
+from parallel.engines.routing import finish_routing
+from parallel.engines.state import parameter_pieces, routing_pieces
 from parallel.layers import layers_for
 from parallel.mesh import Mesh
 
@@ -45,13 +46,14 @@ class TorchEngine:
             raise ParallelError(
                 f"parallel.engine=torch: runs one process, the world has {mesh.world_size}; set parallel.engine=deepspeed"
             )
-        self.spec, self.device = spec, mesh.device
+        self.spec, self.mesh, self.device = spec, mesh, mesh.device
         self.dtype = model_dtype(spec.precision.name)
         self.clock = Clock(spec.seed)
         self.layers = layers_for(mesh, self.dtype, self.clock)
         self.loss = self.layers.loss()
         with torch.device(self.device):
             self.model = Decoder(spec.model, self.layers, recompute=spec.parallel.recompute)
+        self.layers.routing.place(self.device)
         initialise_blocks(iter(self.model.blocks), spec.seed)
         self.parameters = self.named_parameters()
         self.masters: dict[str, nn.Parameter] = {
@@ -70,6 +72,7 @@ class TorchEngine:
         check_batch(batch, self.spec.micro_batch)
         self.model.train()
         self.clock.start(batch.first_sample)
+        self.layers.routing.start(self.scale * self.spec.micro_batch / batch.inputs.shape[0])
         valid = float(batch.weights.sum())
         loss_sum = torch.zeros((), device=self.device)
         for micro in micro_batches(batch, self.spec.micro_batch):
@@ -88,7 +91,8 @@ class TorchEngine:
             self._write_model()
         self.optimizer.zero_grad(set_to_none=True)
         self._adapt_scale(skipped)
-        return StepResult(float(loss_sum), valid, norm, skipped)
+        routing = finish_routing(self.layers.routing, self.spec.model, self.mesh, skipped=skipped)
+        return StepResult(float(loss_sum), valid, norm, skipped, routing)
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         self.model.eval()
@@ -112,7 +116,7 @@ class TorchEngine:
             master = self.masters[name]
             state = {key: value.view(-1) for key, value in moments(self.optimizer, master).items()}
             found += parameter_pieces(name, declaration(parameter), master.detach().view(-1), state, 0, weights_only)
-        return found
+        return [*found, *routing_pieces(self.layers.routing, self.spec.model)]
 
     def state(self) -> dict[str, float]:
         return {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from launcher.config import OptimizerConfig
 from models.config import ModelConfig
+from models.moe.config import MoEConfig
 from parallel.config import ParallelConfig, PrecisionConfig
 
 SEQUENCES, LENGTH, VOCABULARY = 8, 16, 61
@@ -57,6 +58,53 @@ DIALECTS: dict[str, ModelConfig] = {
     # query-key norm, biases in the attention projections only, grouped-query with dropout in its attention, tied
     "qwen": replace(
         _MINUTE, kv_heads=2, qk_norm=True, qkv_bias=True, tied_embeddings=True, dropout=0.1, attention_dropout=0.1
+    ),
+    # experts in every layer, none dropped, balanced by both losses, one always on behind a gate
+    "experts": replace(
+        _MINUTE,
+        kv_heads=2,
+        tied_embeddings=True,
+        moe=MoEConfig(
+            experts=4, expert_size=16, shared_experts=1, shared_gate=True, aux_loss=0.05, z_loss=0.01, jitter=0.1
+        ),
+    ),
+    # fine-grained experts at their capacity, in groups, balanced by biases, with biases; the first layer dense
+    "capacity": replace(
+        _MINUTE,
+        norm="layernorm",
+        activation="gelu_tanh",
+        bias=True,
+        tied_embeddings=False,
+        moe=MoEConfig(
+            experts=8,
+            top_k=3,
+            expert_size=16,
+            first_dense=1,
+            scoring="sigmoid",
+            scale=1.5,
+            groups=4,
+            top_groups=2,
+            group_score="top2",
+            aux_loss=0.0,
+            bias_rate=0.01,
+            capacity=1.0,
+        ),
+    ),
+    # one choice of the highest weights, in every second layer, shares of choices counted over the global batch
+    "switch": replace(
+        _MINUTE,
+        activation="relu",
+        tied_embeddings=True,
+        moe=MoEConfig(
+            experts=4,
+            top_k=1,
+            every=2,
+            normalise=False,
+            aux_scope="global_batch",
+            aux_loss=0.05,
+            capacity=1.25,
+            drop="probability",
+        ),
     ),
 }
 
@@ -103,6 +151,7 @@ class Case:
         words += [] if self.world_size == 1 and config.engine == "torch" else [f"zero{config.zero_stage}"]
         words += [] if config.schedule == "1f1b" else [config.schedule]
         words += [] if config.data_replicas == 1 else [f"{config.data_replicas}replicas"]
+        words += [] if config.expert == 1 else [f"{config.expert}experts"]
         words += ["sp"] if config.sequence_parallel else []
         words += ["offload"] if config.offload_optimizer else []
         words += [] if config.recompute == "none" else [config.recompute]

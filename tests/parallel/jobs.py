@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from launcher.optim.build import optimizer_factory
 from models.decoder import DecoderLayer
+from models.moe.routing import LayerRouting
 from parallel.check import check_engine, check_model, choose_engine
 from parallel.config import ParallelConfig
 from parallel.engines.base import Batch, Engine, EngineSpec
@@ -36,6 +37,7 @@ class Curve:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     skipped: list[bool] = field(default_factory=list)
+    routing: list[tuple[LayerRouting, ...]] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     state: dict[str, float] = field(default_factory=dict)
@@ -90,6 +92,7 @@ def run_steps(case: Case, engine: Engine, mesh: Mesh, steps: range, curve: Curve
         curve.losses.append(result.loss)
         curve.norms.append(result.grad_norm)
         curve.skipped.append(result.skipped)
+        curve.routing.append(result.routing)
 
 
 def validate(case: Case, engine: Engine, mesh: Mesh, curve: Curve) -> None:
