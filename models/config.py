@@ -148,13 +148,13 @@ class ModelConfig:
             return
         if not any(self.has_experts(layer) for layer in range(self.layers)):
             raise ModelError(
-                f"model.moe.first_dense={self.moe.first_dense}, every={self.moe.every}: leave none of model.layers={self.layers} "
-                "with experts; lower them"
+                f"model.moe.first_dense={self.moe.first_dense}, every={self.moe.every}: leave none of "
+                f"model.layers={self.layers} with experts; lower them"
             )
         if self.moe.product == "grouped" and (self.expert_width % 8 or self.hidden_size % 8):
             raise ModelError(
-                f"model.moe.expert_size={self.expert_width}: grouped products need it and model.hidden_size={self.hidden_size} "
-                "in multiples of 8 (16 bytes); change them or set model.moe.product=loop"
+                f"model.moe.expert_size={self.expert_width}: grouped products need it and "
+                f"model.hidden_size={self.hidden_size} in multiples of 8 (16 bytes); change them or set model.moe.product=loop"
             )
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import Attention
+from models.blocks import block_count
 from models.config import ModelConfig
 from models.feedforward import FeedForward
 from models.layers import Dropout, Layers, Norm
@@ -124,28 +125,6 @@ class HeadBlock(Block):
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         return self.projection(x, weight)
-
-
-def block_count(config: ModelConfig) -> int:
-    """Number of blocks: embedding, positions, layers, the final norm of pre-norm models, head."""
-    return config.layers + 3 + (config.norm_position == "pre")
-
-
-def block_costs(config: ModelConfig, sequence_length: int) -> list[float]:
-    """Estimated cost of each block in FLOPs a token, for cutting pipeline stages evenly: matrix products forward and
-    backward; looking up an embedding costs next to nothing, the head as much as its matrix."""
-    width = config.head_width * (2 * config.heads + 2 * config.key_value_heads)
-    chosen = config.expert_width * (config.moe.top_k + config.moe.shared_experts)
-    products = 3 if config.gated else 2
-    scores = 6.0 * config.heads * config.head_width * sequence_length
-    layers = [
-        6.0 * config.hidden_size * (width + products * (chosen if config.has_experts(index) else config.ffn_width))
-        + scores
-        for index in range(config.layers)
-    ]
-    small = 0.01 * layers[0]
-    tail = [small] if config.norm_position == "pre" else []
-    return [small, small, *layers, *tail, 6.0 * config.hidden_size * config.padded_vocab]
 
 
 def block_recipe(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from models.config import ModelConfig
 from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
 from parallel.schedule import SCHEDULES, micro_batch_trouble, stage_count, stages_per_rank
+from parallel.stages import stage_bounds
 
 
 def resolve_world(config: ParallelConfig, world_size: int) -> ParallelConfig:
@@ -44,7 +45,7 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
                 else f"choose a tensor degree that divides {value}"
             )
             raise ParallelError(f"model.{option}={value}: does not divide by parallel.tensor={degree}; {cure}")
-    _check_experts(config, model)
+    _check_experts(config, model, sequence_length)
     if config.sequence_parallel and sequence_length % degree:
         raise ParallelError(
             f"train.sequence_length={sequence_length}: does not divide by parallel.tensor={degree}, as "
@@ -58,7 +59,7 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
         )
 
 
-def _check_experts(config: ParallelConfig, model: ModelConfig) -> None:
+def _check_experts(config: ParallelConfig, model: ModelConfig, sequence_length: int) -> None:
     if not model.moe.experts:
         if config.expert > 1:
             raise ParallelError(
@@ -68,15 +69,23 @@ def _check_experts(config: ParallelConfig, model: ModelConfig) -> None:
         return
     if model.moe.experts % config.expert:
         raise ParallelError(
-            f"model.moe.experts={model.moe.experts}: does not divide by parallel.expert={config.expert}; choose an expert degree "
-            f"that divides {model.moe.experts}"
+            f"model.moe.experts={model.moe.experts}: does not divide by parallel.expert={config.expert}; choose an expert "
+            f"degree that divides {model.moe.experts}"
         )
     cut = model.expert_width // config.tensor
     if model.moe.product == "grouped" and cut % 8:
         raise ParallelError(
-            f"model.moe.expert_size={model.expert_width}: parallel.tensor={config.tensor} leaves {cut} features of an expert, and "
-            "grouped products need multiples of 8 (16 bytes); choose a smaller tensor degree or model.moe.product=loop"
+            f"model.moe.expert_size={model.expert_width}: parallel.tensor={config.tensor} leaves {cut} features of an expert, "
+            "and grouped products need multiples of 8 (16 bytes); choose a smaller tensor degree or model.moe.product=loop"
         )
+    if config.engine == "deepspeed" and config.expert > 1 and config.pipeline > 1 and config.zero_stage:
+        bounds = stage_bounds(model, config.pipeline, sequence_length)
+        for stage in range(config.pipeline):  # blocks 0 and 1 are the embedding and the positions
+            if not any(model.has_experts(index - 2) for index in range(bounds[stage], bounds[stage + 1]) if index >= 2):
+                raise ParallelError(
+                    f"parallel.expert={config.expert}: stage {stage} of parallel.pipeline={config.pipeline} has no experts, "
+                    "and DeepSpeed's gradient norm would wait for them; set parallel.engine=torch or another pipeline degree"
+                )
     apart = config.data * config.context // config.expert
     if config.data and apart % config.data_replicas:
         raise ParallelError(
@@ -147,6 +156,11 @@ def _check_deepspeed(config: ParallelConfig, precision: PrecisionConfig, device:
             raise ParallelError(
                 f"parallel.{option}={value}: DeepSpeed has only {plain}; set it to {plain} or parallel.engine=torch"
             )
+    if config.expert > 1 and config.zero_stage == 3:
+        raise ParallelError(
+            f"parallel.zero_stage=3: with parallel.expert={config.expert} DeepSpeed shards only its own experts; set "
+            "parallel.zero_stage=2 or parallel.engine=torch"
+        )
     if precision.name == "fp16" and device == "cpu":
         raise ParallelError(
             "precision.name=fp16: DeepSpeed refuses it on most CPUs; set precision.name=bf16, or parallel.engine=torch for one "

@@ -15,6 +15,15 @@ from torch import Tensor
 from parallel.mesh import Mesh
 
 
+def same_on_replicas(logits: Tensor, mesh: Mesh) -> Tensor:
+    """Logits that every replica has computed from the same tokens, bitwise the same: an expert's products round a row otherwise
+    at another place among the rows of all ranks, and sampling must choose alike everywhere."""
+    if mesh.config.expert > 1:
+        logits = logits.contiguous()
+        dist.broadcast(logits, group=mesh.replica_group, group_src=0)
+    return logits
+
+
 class MeshExperts:
     """The expert axis of a mesh: consecutive experts on each rank, all-to-all between them."""
 

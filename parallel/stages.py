@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+from models.blocks import block_costs
 from models.config import ModelConfig
-from models.decoder import block_costs
 
 
 def stage_bounds(model: ModelConfig, stages: int, sequence_length: int) -> list[int]:

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from launcher.config import Recipe, RecipeError
 from launcher.plan.show import planned, span_text
 from launcher.report.theme import LIGHT
-from models.decoder import block_costs
+from models.blocks import block_costs
 from parallel.check import choose_engine
 from parallel.config import ParallelConfig, describe_sharding
 from parallel.schedule import bubble, stage_count, stages_of

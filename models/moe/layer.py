@@ -10,7 +10,7 @@ from models.config import ModelConfig
 from models.feedforward import FeedForward
 from models.layers import Layers
 from models.moe.experts import Experts
-from models.moe.router import Choice, Router
+from models.moe.router import Router
 
 
 class MixtureOfExperts(nn.Module):
@@ -30,16 +30,16 @@ class MixtureOfExperts(nn.Module):
             self.shared_gate = layers.replicated(gate, std=config.init_std)
 
     def forward(self, x: Tensor, first_sample: int) -> Tensor:
-        choice = self.router(x, first_sample)
+        weights, experts, kept = self.router(x, first_sample)
         whole = self._layers.enter(x)
         tokens = whole.flatten(0, 1)
-        sort = _Sort(choice, self.router.config.experts)
+        sort = _Sort(experts, kept, self.router.config.experts)
         axis = self._layers.experts
         sent = axis.send(tokens[sort.tokens], sort.counts)
         always = self._shared(x)  # while the tokens travel
         rows, counts = sent.arrived()
         results = sent.back(self.experts(rows, counts))
-        y = self._layers.leave(sort.combine(results, choice.weights).view_as(whole))
+        y = self._layers.leave(sort.combine(results, weights).view_as(whole))
         return y if always is None else y + always
 
     def _shared(self, x: Tensor) -> Tensor | None:
@@ -54,15 +54,15 @@ class MixtureOfExperts(nn.Module):
 class _Sort:
     """The kept choices of N tokens, ordered by expert. tokens: int64, which token stands in each row; counts: int64 [E]."""
 
-    def __init__(self, choice: Choice, experts: int) -> None:
-        flat = choice.experts.flatten()
-        self.top_k = choice.experts.shape[-1]
-        if choice.kept is not None:
-            flat = flat.masked_fill(~choice.kept.flatten(), experts)  # dropped ones come last, and are left out
+    def __init__(self, chosen: Tensor, within: Tensor | None, experts: int) -> None:
+        flat = chosen.flatten()
+        self.top_k = chosen.shape[-1]
+        if within is not None:
+            flat = flat.masked_fill(~within.flatten(), experts)  # dropped ones come last, and are left out
         counts = flat.bincount(minlength=experts + 1)
         order = flat.argsort(stable=True)
         self.counts = counts[:experts]
-        kept = flat.numel() if choice.kept is None else int(self.counts.sum())
+        kept = flat.numel() if within is None else int(self.counts.sum())
         self.tokens = order[:kept] // self.top_k
         # where each choice's result stands; a dropped one finds the row of zeros behind the last
         self.place = torch.empty_like(order)

@@ -6,7 +6,6 @@ All of it in float32. Shapes: S sequence (this rank's share), B batch, H hidden,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,15 +17,9 @@ from models.moe.config import MoEConfig
 from models.moe.routing import BUCKETS
 from models.random import offsets, stream_key, uniform
 
-
-@dataclass(frozen=True)
-class Choice:
-    """Where the whole sequence's tokens go, on every rank of the tensor axis: weights float32 and experts int64 [S, B, K], and
-    whether each choice is within its expert's capacity (None: nothing is dropped)."""
-
-    weights: Tensor
-    experts: Tensor
-    kept: Tensor | None
+Choice = tuple[Tensor, Tensor, Tensor | None]
+"""Where the whole sequence's tokens go, on every rank of the tensor axis: weights float32 and experts int64 [S, B, K], and
+whether each choice is within its expert's capacity (None: nothing is dropped). A plain tuple: ZeRO 3 looks into no other."""
 
 
 class Router(nn.Module):
@@ -57,7 +50,7 @@ class Router(nn.Module):
         kept = self._within_capacity(whole, weights.detach(), drops) if self.config.capacity else None
         if self.training:
             self._count(first_sample, logits.detach(), scores.detach(), whole, drops)
-        return Choice(weights, whole, kept)
+        return weights, whole, kept
 
     def choose(self, scores: Tensor) -> Tensor:
         """Experts int64 [..., K] for scores [..., E]: the highest scores plus bias, within the allowed groups."""

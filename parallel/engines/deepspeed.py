@@ -57,8 +57,11 @@ from parallel.engines.base import (
     set_learning_rate,
     squared_norm,
 )
+from parallel.engines.deepspeed_experts import mark_experts, split_groups
 from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refresh_model
-from parallel.engines.state import parameter_pieces
+from parallel.engines.routing import finish_routing
+from parallel.engines.state import parameter_pieces, routing_pieces
+from parallel.experts import same_on_replicas
 from parallel.layers import gather_vocabulary, layers_for
 from parallel.mesh import MegatronUnit, Mesh
 from parallel.stages import stage_bounds
@@ -80,7 +83,12 @@ class DeepSpeedEngine:
             self.module = self._build_module()
             self.parameters = self.named_parameters()
             self._initialise()
+            for _, parameter in self.parameters:
+                parameter.tensor_model_parallel = not declaration(parameter).whole_on_each  # type: ignore[attr-defined]
             self.optimizer = spec.optimizer(self._owned_once())
+            if mesh.config.expert > 1:
+                mark_experts(self.module, mesh)
+                split_groups(self.optimizer)
             self.engine, *_ = deepspeed.initialize(
                 model=self.module,
                 optimizer=self.optimizer,
@@ -93,17 +101,21 @@ class DeepSpeedEngine:
         if self.whole_gradients:
             self.optimizer.register_step_pre_hook(self._clip_or_skip)
         ensure_moments(self.engine, self.zero)
+        self.layers.routing.place(self.device)
 
     # What the loop asks for -----------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         check_batch(batch, self.spec.micro_batch)
         self.clock.start(batch.first_sample)
+        self.layers.routing.start(self._routing_scale())
         set_learning_rate(self.engine.basic_optimizer, learning_rate)
         batch, valid = self._scaled(batch)
         mean = self._step_pipeline(batch) if self.pipelined else self._step_plain(batch)
         norm = self._norm if self.whole_gradients else float(self.engine.get_global_grad_norm() or 0.0)
-        return StepResult(mean * valid, valid, norm, not math.isfinite(norm))
+        skipped = not math.isfinite(norm)
+        routing = finish_routing(self.layers.routing, self.spec.model, self.mesh, skipped=skipped)
+        return StepResult(mean * valid, valid, norm, skipped, routing)
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         scaled, valid = self._scaled(batch)
@@ -124,7 +136,7 @@ class DeepSpeedEngine:
         if not self.pipelined:
             self.engine.eval()
             with torch.no_grad():
-                return gather_vocabulary(self.engine(tokens)[position].float(), self.mesh)
+                return same_on_replicas(gather_vocabulary(self.engine(tokens)[position].float(), self.mesh), self.mesh)
         zero = torch.zeros(tokens.shape, dtype=torch.float32, device=self.device)
         feed = iter([(tokens, (tokens, zero))])
         with _quiet():
@@ -135,7 +147,7 @@ class DeepSpeedEngine:
             logits = gather_vocabulary(found[1][position].float(), self.mesh).contiguous()
         source = dist.get_process_group_ranks(self.mesh.pipeline_group)[-1]
         dist.broadcast(logits, src=source, group=self.mesh.pipeline_group)
-        return logits
+        return same_on_replicas(logits, self.mesh)
 
     def named_parameters(self) -> NamedParameters:
         return list(named_parameters(iter(self._blocks())))
@@ -144,10 +156,12 @@ class DeepSpeedEngine:
         found: list[Piece] = []
         for index, (name, parameter) in enumerate(self.parameters):
             declared = declaration(parameter)
-            if for_saving and not self._saves(index, parameter, declared.whole_on_each):
+            if for_saving and not self._saves(index, parameter):
                 continue
             for held in held_ranges(self.engine, parameter, self.zero):
                 found += parameter_pieces(name, declared, held.master, held.moments, held.start, weights_only)
+        if not for_saving or (self.mesh.place.tensor == 0 and self.mesh.place.replica == 0):
+            found += routing_pieces(self.layers.routing, self.spec.model)
         return found
 
     def state(self) -> dict[str, float]:
@@ -240,16 +254,27 @@ class DeepSpeedEngine:
         """Parameters without a second name for the same tensor."""
         return list({id(parameter): (name, parameter) for name, parameter in reversed(self.parameters)}.values())[::-1]
 
-    def _saves(self, index: int, parameter: Tensor, whole_on_each: bool) -> bool:
+    def _saves(self, index: int, parameter: Tensor) -> bool:
         """Whether this rank writes its pieces of a parameter: one rank of the tensor axis for whole ones, the first stage
-        for tied ones, and at ZeRO 0 the replicas take turns."""
+        for tied ones, and at ZeRO 0 those that hold the same take turns."""
         if getattr(parameter, "ds_pipe_replicated", False):
             return False
-        if whole_on_each and self.mesh.place.tensor != 0:
+        declared, config, place = declaration(parameter), self.mesh.config, self.mesh.place
+        if declared.whole_on_each and place.tensor != 0:
             return False
-        return self.zero > 0 or index % self.mesh.config.replicas == self.mesh.place.replica
+        if self.zero > 0:
+            return True
+        if declared.expert:
+            return index % (config.replicas // config.expert) == place.expert_data
+        return index % config.replicas == place.replica
 
     # Stepping -------------------------------------------------------------------------------------------------------
+
+    def _routing_scale(self) -> float:
+        """What a micro-batch's router losses weigh: DeepSpeed takes the mean over replicas, of which context ranks hold parts
+        of the same micro-batch."""
+        scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0) or 1.0)
+        return scale * self.mesh.config.context / self.spec.micro_batches
 
     def _scaled(self, batch: Batch) -> tuple[Batch, float]:
         """The batch with weights scaled against DeepSpeed's means, and the valid tokens of the global batch."""
@@ -281,17 +306,22 @@ class DeepSpeedEngine:
     def _clip_or_skip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Before the update at ZeRO 0: the global norm with replicated and tied parameters counted once, then clipping;
         a norm that is not finite takes the gradients away, so that the update changes nothing."""
-        once, gradients = [], []
+        dense: list[Tensor] = []
+        experts: list[Tensor] = []
+        gradients: list[Tensor] = []
         for _, parameter in self.parameters:
             if parameter.grad is None:
                 continue
             gradients.append(parameter.grad)
-            replica = getattr(parameter, "ds_pipe_replicated", False)
-            if not replica and not (declaration(parameter).whole_on_each and self.mesh.place.tensor != 0):
-                once.append(parameter.grad)
-        total = torch.tensor([squared_norm(once)], dtype=torch.float64, device=self.device)
+            declared, replica = declaration(parameter), getattr(parameter, "ds_pipe_replicated", False)
+            if not replica and not (declared.whole_on_each and self.mesh.place.tensor != 0):
+                (experts if declared.expert else dense).append(parameter.grad)
+        parts = torch.tensor([squared_norm(dense), squared_norm(experts)], dtype=torch.float64, device=self.device)
         if self.mesh.config.model_parallel > 1:
-            dist.all_reduce(total, group=self.mesh.model_group)
+            dist.all_reduce(parts, group=self.mesh.model_group)
+        if self.mesh.config.expert > 1:
+            dist.all_reduce(parts[1:], group=self.mesh.expert_group)
+        total = parts.sum()
         self._norm = math.sqrt(float(total)) if math.isfinite(float(total)) else math.inf
         if not math.isfinite(self._norm):
             optimizer.zero_grad(set_to_none=True)

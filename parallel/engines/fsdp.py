@@ -23,7 +23,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from models.decoder import Decoder, DecoderLayer, EmbeddingBlock, HeadBlock, block_count, named_parameters
+from models.blocks import block_count
+from models.decoder import Decoder, DecoderLayer, EmbeddingBlock, HeadBlock, named_parameters
 from models.moe.layer import MixtureOfExperts
 from models.parameters import Declaration, declaration, initialise
 from models.random import Clock
@@ -47,6 +48,7 @@ from parallel.engines.base import (
 from parallel.engines.pipeline import Pipeline, groups_of
 from parallel.engines.routing import finish_routing
 from parallel.engines.state import parameter_pieces, routing_pieces
+from parallel.experts import same_on_replicas
 from parallel.layers import gather_vocabulary, layers_for
 from parallel.mesh import Mesh
 from parallel.schedule import owner, stage_count, stages_of
@@ -162,7 +164,7 @@ class FsdpEngine:
         if self.pipeline is not None:
             last = owner(self.mesh.config, self.stages - 1)
             dist.broadcast(found, group=self.mesh.pipeline_group, group_src=last)
-        return found
+        return same_on_replicas(found, self.mesh)
 
     def named_parameters(self) -> NamedParameters:
         return [(shard.name, shard.master) for shard in self.shards]

@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.blocks import block_costs, block_count
 from models.config import (
     ACTIVATIONS,
     NORMS,
@@ -20,7 +21,7 @@ from models.config import (
     count_parameters,
     flops_per_token,
 )
-from models.decoder import Decoder, block_costs, block_count, named_parameters
+from models.decoder import Decoder, named_parameters
 from models.layers import PlainLayers
 from tests.models.helpers import GPT, LLAMA, changed, random_decoder, random_tokens, run
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import Attention, rotary_table
+from models.blocks import block_count
 from models.config import ACTIVATIONS, NORMS, POSITIONS, ModelConfig, RopeScaling
-from models.decoder import Decoder, FinalNorm, HeadBlock, block_count, initialise_blocks, named_parameters
+from models.decoder import Decoder, FinalNorm, HeadBlock, initialise_blocks, named_parameters
 from models.functions import rotate
 from models.layers import PlainLayers, cross_entropy
 from tests.models.helpers import GPT, LLAMA, changed, error, random_decoder, random_tokens, run, weights_of

@@ -146,6 +146,18 @@ TORCH_LAYOUTS = [
 
 # Experts, replicated and over the expert axis.
 EXPERT_LAYOUTS = [
+    case("experts", ADAMW, 1, 1, 1, zero_stage=1, recompute="block"),
+    case("experts", SGD, 1, 1, 2, zero_stage=0, expert=2),
+    case("capacity", ADAMW, 1, 1, 2, zero_stage=1, expert=2),
+    case("switch", SGD, 1, 1, 2, zero_stage=2, expert=2, recompute="block"),
+    case("capacity", SGD, 1, 1, 2, zero_stage=3),
+    case("experts", ADAMW, 1, 1, 4, zero_stage=2, expert=2),
+    case("switch", ADAMW, 1, 1, 4, zero_stage=1, expert=4, offload_optimizer=True, micro_batch=1),
+    case("experts", SGD, 2, 1, 2, zero_stage=1, expert=2, sequence_parallel=True),
+    case("capacity", ADAMW, 2, 1, 2, zero_stage=0, expert=2),
+    case("experts", ADAMW, 1, 2, 2, zero_stage=1, expert=2, micro_batch=1),
+    case("experts", SGD, 2, 2, 2, zero_stage=0, expert=2),
+    case("switch", ADAMW, 2, 2, 2, zero_stage=1, expert=2, sequence_parallel=True, recompute="block"),
     case("experts", ADAMW, 1, 1, 1, engine="torch", recompute="block", zero_stage=1),
     case("experts", ADAMW, 1, 1, 2, engine="torch", zero_stage=3),
     case("experts", SGD, 1, 1, 2, engine="torch", expert=2, zero_stage=0, recompute="block"),

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from models.blocks import block_costs, block_count
 from models.config import ModelConfig
-from models.decoder import Decoder, block_costs, block_count, build_block
+from models.decoder import Decoder, build_block
 from models.layers import PlainLayers
 from parallel.stages import cut_stages, stage_bounds
 
