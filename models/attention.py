@@ -17,6 +17,7 @@ from models.config import ModelConfig, RopeScaling
 from models.feedforward import residual_std
 from models.functions import rms_norm, rotate, split_and_rotate
 from models.layers import Layers
+from models.parameters import declare
 from models.random import drop, offsets, stream_key
 
 
@@ -32,8 +33,8 @@ class Attention(nn.Module):
         bias = config.bias or config.qkv_bias
         self.qkv = layers.column(config.hidden_size, (query, key_value, key_value), bias=bias, std=config.init_std)
         self.output = layers.row(query, config.hidden_size, bias=config.bias, std=residual_std(config))
-        self.query_norm = _HeadNorm(layers, width, config.norm_eps) if config.qk_norm else None
-        self.key_norm = _HeadNorm(layers, width, config.norm_eps) if config.qk_norm else None
+        self.query_norm = _query_key_norm(config, layers, config.heads)
+        self.key_norm = _query_key_norm(config, layers, config.key_value_heads)
         self._dropout_key = stream_key(layers.clock.seed, "dropout", name, "attention")
 
     def forward(self, x: Tensor, first_sample: int) -> Tensor:
@@ -99,6 +100,35 @@ class _HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self._layers.use_in_heads(self.weight), self.eps)
+
+
+class _WholeNorm(nn.Module):
+    """RMSNorm of all heads together; gain [heads * D], cut over the tensor axis as the heads are."""
+
+    def __init__(self, layers: Layers, heads: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps, self.size, self._layers = eps, heads * width, layers
+        self.weight = nn.Parameter(torch.empty(self.size // layers.degree, dtype=layers.dtype))
+        shape = (self.size // layers.degree,)
+        if layers.degree == 1:
+            declare(self.weight, shape=shape, constant=1.0)
+        else:
+            declare(self.weight, shape=shape, constant=1.0, dim=0, degree=layers.degree, rank=layers.rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [S, B, share of heads, D] -> the same."""
+        flat = x.flatten(-2)
+        if self._layers.degree == 1:
+            return rms_norm(flat, self.weight, self.eps).view_as(x)
+        wide = flat.float()
+        squares = self._layers.sum_over_tensor(wide.square().sum(-1, keepdim=True))
+        return (wide * (squares / self.size + self.eps).rsqrt() * self.weight).to(x.dtype).view_as(x)
+
+
+def _query_key_norm(config: ModelConfig, layers: Layers, heads: int) -> nn.Module | None:
+    if config.qk_norm:
+        return _HeadNorm(layers, config.head_width, config.norm_eps)
+    return _WholeNorm(layers, heads, config.head_width, config.norm_eps) if config.qk_norm_whole else None
 
 
 @lru_cache(maxsize=16)

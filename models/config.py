@@ -97,6 +97,8 @@ class ModelConfig:
     """The output head reuses the token embedding."""
     qk_norm: bool = False
     """RMS normalisation of each query and key head before the rotation."""
+    qk_norm_whole: bool = False
+    """RMS normalisation of all query heads together, and of all key heads, before the rotation (OLMoE)."""
     dropout: float = 0.0
     """Dropout probability on embeddings and on both residual branches."""
     attention_dropout: float = 0.0
@@ -141,6 +143,10 @@ class ModelConfig:
             )
         if self.qkv_bias and self.bias:
             raise ModelError("model.qkv_bias=true: has no effect with model.bias=true; leave one of them false")
+        if self.qk_norm and self.qk_norm_whole:
+            raise ModelError(
+                "model.qk_norm_whole=true: normalises what model.qk_norm=true does by heads; set one of them false"
+            )
         self._check_experts()
 
     def _check_experts(self) -> None:
@@ -213,6 +219,7 @@ def _count(config: ModelConfig, experts: int) -> int:
     attention += (query + 2 * key_value) if config.bias or config.qkv_bias else 0
     attention += hidden if config.bias else 0
     attention += 2 * width if config.qk_norm else 0
+    attention += query + key_value if config.qk_norm_whole else 0
     layers = sum(
         _count_experts(config, experts) if config.has_experts(layer) else _count_feed_forward(config, config.ffn_width)
         for layer in range(config.layers)

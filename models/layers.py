@@ -74,6 +74,9 @@ class Layers(Protocol):
     def leave(self, x: Tensor) -> Tensor:
         """Out of a tensor-parallel region: parts [S_full, B, H] -> their sum [S, B, H]."""
 
+    def sum_over_tensor(self, x: Tensor) -> Tensor:
+        """Sum over the tensor axis of what each rank has computed of its heads or features; so is the gradient."""
+
     def gather_choices(self, choices: Tensor) -> Tensor:
         """Integers [S, B, …] -> [S_full, B, …]."""
 
@@ -138,6 +141,9 @@ class PlainLayers:
         return x
 
     def leave(self, x: Tensor) -> Tensor:
+        return x
+
+    def sum_over_tensor(self, x: Tensor) -> Tensor:
         return x
 
     def gather_choices(self, choices: Tensor) -> Tensor:

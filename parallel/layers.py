@@ -182,6 +182,9 @@ class MegatronLayers:
     def leave(self, x: Tensor) -> Tensor:
         return (_ScatterSequence if self.sequence_parallel else _Sum).apply(x, self.group)
 
+    def sum_over_tensor(self, x: Tensor) -> Tensor:
+        return _Sum.apply(_SumGradient.apply(x, self.group), self.group)
+
     def gather_choices(self, choices: Tensor) -> Tensor:
         return _all_gather(choices, self.group) if self.sequence_parallel else choices
 

@@ -24,10 +24,7 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(config, layers)
         shared = config.moe.shared_experts * config.expert_width
         self.shared = FeedForward(config, layers, shared) if shared else None
-        self.shared_gate: nn.Parameter | None = None
-        if config.moe.shared_gate:
-            gate = nn.Parameter(torch.empty(1, config.hidden_size, dtype=layers.dtype))
-            self.shared_gate = layers.replicated(gate, std=config.init_std)
+        self.shared_gate = _Gate(config, layers) if config.moe.shared_gate else None
 
     def forward(self, x: Tensor, first_sample: int) -> Tensor:
         weights, experts, kept = self.router(x, first_sample)
@@ -46,9 +43,20 @@ class MixtureOfExperts(nn.Module):
         if self.shared is None:
             return None
         y = self.shared(x)
-        if self.shared_gate is None:
-            return y
-        return y * F.linear(x, self._layers.use(self.shared_gate)).sigmoid()
+        return y if self.shared_gate is None else y * self.shared_gate(x)
+
+
+class _Gate(nn.Module):
+    """sigmoid(x · weight), [S, B, H] -> [S, B, 1]."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__()
+        self._layers = layers
+        weight = nn.Parameter(torch.empty(1, config.hidden_size, dtype=layers.dtype))
+        self.weight = layers.replicated(weight, std=config.init_std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._layers.use(self.weight)).sigmoid()
 
 
 class _Sort:

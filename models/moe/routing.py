@@ -19,8 +19,8 @@ class LayerRouting:
     """One layer's routing in a step, over the global batch.
 
     load: share of choices of each expert (before drops), sums to 1. entropy: mean over tokens of the entropy of the scores, in
-    nats. balance: experts x sum(load x mean score), 1 when even. z: mean squared log-sum-exp. dropped: share of choices
-    dropped, in 16 equal buckets of the position in the sequence.
+    nats. balance: experts x sum(load x mean score), 1 when even. z: mean squared log-sum-exp. drop_share: share of choices
+    dropped; dropped: the same in 16 equal buckets of the position in the sequence.
     """
 
     layer: int
@@ -28,17 +28,13 @@ class LayerRouting:
     entropy: float
     balance: float
     z: float
+    drop_share: float
     dropped: tuple[float, ...]
 
     @property
     def largest(self) -> float:
         """Load of the busiest expert, 1 when even."""
         return max(self.load) * len(self.load)
-
-    @property
-    def drop_share(self) -> float:
-        """Share of all choices that was dropped."""
-        return sum(self.dropped) / len(self.dropped)
 
 
 @dataclass(frozen=True)
@@ -122,5 +118,6 @@ def summarise(layer: int, sums: Tensor, experts: int) -> LayerRouting:
         float(rest[0] / tokens),
         float(experts * (load * mean).sum()),
         float(rest[1] / tokens),
+        float(drops[0].sum() / drops[1].sum().clamp(min=1)),
         tuple((drops[0] / drops[1].clamp(min=1)).tolist()),
     )

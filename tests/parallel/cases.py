@@ -63,6 +63,7 @@ DIALECTS: dict[str, ModelConfig] = {
     "experts": replace(
         _MINUTE,
         kv_heads=2,
+        qk_norm_whole=True,
         tied_embeddings=True,
         moe=MoEConfig(
             experts=4, expert_size=16, shared_experts=1, shared_gate=True, aux_loss=0.05, z_loss=0.01, jitter=0.1
