@@ -54,7 +54,7 @@ def _open(path: Path) -> Manifest:
 def check_layout(recipe: Recipe, world_size: int) -> None:
     """Refuse a world, batch, sequence or model that does not divide, in any phase. The vocabulary must be known."""
     for phase in phases_of(recipe):
-        layout = resolve_world(phase.parallel, world_size)
+        layout, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
         check_model(layout, phase.model, phase.train.sequence_length)
         check_batch(phase, layout.data)
         check_micro_batches(layout, phase.train.batch_sequences // (phase.train.micro_batch * layout.data))

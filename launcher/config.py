@@ -226,11 +226,14 @@ class TrackerConfig:
     """Write TensorBoard events."""
     every_steps: int = 10
     """Plain progress lines (not on a terminal): one every this many steps."""
+    routing_every_steps: int = 10
+    """routing.jsonl, of models with experts: one line every this many steps."""
 
     def __post_init__(self) -> None:
         """Refuse unknown modes."""
         _one_of("tracker.wandb", self.wandb, ("auto", "online", "offline", "off"))
         _at_least("tracker.every_steps", self.every_steps, 1)
+        _at_least("tracker.routing_every_steps", self.routing_every_steps, 1)
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ def _record(
         skipped_total=run.counters.skipped,
         flops_utilisation=used,
         batch_hash=batch_hash,
+        routing=result.routing,
     )
 
 

@@ -19,6 +19,7 @@ from launcher.budget import Budget
 from launcher.callbacks.base import Callback, RunView, ValidationRecord
 from launcher.callbacks.metrics import MetricsFile
 from launcher.callbacks.progress import Progress
+from launcher.callbacks.routing import RoutingFile
 from launcher.callbacks.tensorboard import TensorBoardTracker
 from launcher.callbacks.wandb import WandbTracker
 from launcher.config import Recipe, RecipeError
@@ -123,6 +124,8 @@ class Run:
         self.callbacks = [MetricsFile()]
         if "TRIAXIS_QUIET" not in os.environ:  # set for trials of layouts
             self.callbacks.append(Progress(every_steps=config.every_steps))
+        if self.recipe.model.moe.experts:
+            self.callbacks.append(RoutingFile(config.routing_every_steps))
         if config.wandb != "off":
             self.callbacks.append(WandbTracker(config.wandb, config.project, config.entity or None))
         if config.tensorboard:

@@ -130,11 +130,12 @@ def _world(recipe: Recipe, device: str, frozen: Path) -> tuple[Recipe, int]:
         if frozen.exists() and any((frozen.parent / "checkpoints").glob("step_*")):
             chosen = load_recipe(frozen).parallel.data  # measured by the first attempt
             return replace(recipe, parallel=replace(parallel, data=chosen)), chosen * parallel.model_parallel
-        check_recipe(replace(recipe, parallel=replace(parallel, data=1)), parallel.model_parallel, device)
+        least = parallel.least_data
+        check_recipe(replace(recipe, parallel=replace(parallel, data=least)), least * parallel.model_parallel, device)
         return choose_layout(recipe, device, lambda text: console.print(text, markup=False))
     if parallel.data:
         return recipe, parallel.data * parallel.model_parallel
-    count = max(gpu_count() if device == "cuda" else 1, parallel.model_parallel)
+    count = max(gpu_count() if device == "cuda" else 1, parallel.model_parallel * parallel.least_data)
     if count % parallel.model_parallel:
         context = f" x parallel.context={parallel.context}" if parallel.context > 1 else ""
         raise RecipeError(

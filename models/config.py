@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.errors import ModelError as ModelError
 from models.moe.config import MoEConfig
 
 NORMS = ("layernorm", "rmsnorm")
@@ -14,10 +15,6 @@ POSITIONS = ("learned", "rotary", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu")
 GATED = ("swiglu", "geglu")
 OBJECTIVE_NAMES = ("causal",)  # of models.objectives, which imports torch and so is not for the launcher
-
-
-class ModelError(ValueError):
-    """A model that cannot be: the message names the option, the value, the limit and the cure."""
 
 
 def _refuse_unless(condition: bool, option: str, value: object, limit: str) -> None:

@@ -1,13 +1,15 @@
 """Our weights under the names and shapes of Hugging Face checkpoints, and back.
 
 A pure mapping of dictionaries of tensors, linear in them, so gradients map as weights do. Their families that can hold
-our models: GPT-2, OPT, Llama, Qwen2 (biases on query, key and value alone) and Qwen3 (query-key norm).
+our models: GPT-2, OPT, Llama, Qwen2 (biases on query, key and value alone) and Qwen3 (query-key norm); with experts Mixtral,
+OLMoE (query-key norm over all heads), Qwen2-MoE and DeepSeekMoE (shared experts, with and without a gate), which store one
+tensor for each matrix of each expert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +21,8 @@ from models.layers import PlainLayers
 
 @dataclass(frozen=True)
 class Naming:
-    """How one family calls its modules; a module of ours that fuses several of theirs lists them in our order."""
+    """How one family calls its modules; a module of ours that fuses several of theirs lists them in our order, and names of
+    experts' matrices have {} for the expert's index."""
 
     prefix: str
     embedding: str
@@ -48,6 +51,23 @@ _LLAMA = Naming(
         "feed_forward.down": ("mlp.down_proj",),
     },
 )
+
+
+def _with_experts(router: str, experts: tuple[str, str, str], shared: str = "") -> Naming:
+    """Llama's names with those of mixture layers. experts: gate, up and down projection of one."""
+    gate, up, down = experts
+    modules = {
+        "feed_forward.router": (router,),
+        "feed_forward.experts.up": (gate, up),
+        "feed_forward.experts.down": (down,),
+        "feed_forward.shared.up": (f"{shared}.gate_proj", f"{shared}.up_proj"),
+        "feed_forward.shared.down": (f"{shared}.down_proj",),
+        "feed_forward.shared_gate": (f"{shared}_gate",),
+    }
+    return replace(_LLAMA, modules={**_LLAMA.modules, **modules})
+
+
+_EXPERTS = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj")
 FAMILIES = {
     "gpt2": Naming(
         prefix="transformer.",
@@ -84,19 +104,30 @@ FAMILIES = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "mixtral": _with_experts(
+        "block_sparse_moe.gate",
+        ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3", "block_sparse_moe.experts.{}.w2"),
+    ),
+    "olmoe": _with_experts("mlp.gate", _EXPERTS),
+    "qwen2_moe": _with_experts("mlp.gate", _EXPERTS, "mlp.shared_expert"),
+    "deepseek": _with_experts("mlp.gate", _EXPERTS, "mlp.shared_experts"),
 }
 
 
 def family(config: ModelConfig) -> str:
     """The Hugging Face family that computes the same function; raises where there is none."""
     plain = config.key_value_heads == config.heads and config.head_width * config.heads == config.hidden_size
-    if (config.positions, config.norm, config.bias) == ("learned", "layernorm", True) and plain and not config.qk_norm:
+    normed = config.qk_norm or config.qk_norm_whole
+    learned = (config.positions, config.norm, config.bias) == ("learned", "layernorm", True)
+    if learned and plain and not normed and not config.moe.experts:
         if config.activation == "relu":
             return "opt"
         if config.activation in ("gelu", "gelu_tanh", "squared_relu") and config.norm_position == "pre":
             return "gpt2"
+    if config.moe.experts:
+        return _family_with_experts(config)
     rotary = (config.positions, config.norm, config.norm_position) == ("rotary", "rmsnorm", "pre")
-    if rotary and config.gated:
+    if rotary and config.gated and not config.qk_norm_whole:
         if not config.qk_norm:
             return "qwen2" if config.qkv_bias and not config.bias else "llama"
         if not config.bias and not config.qkv_bias:
@@ -105,6 +136,35 @@ def family(config: ModelConfig) -> str:
         f"model.name={config.name}: no Hugging Face family has this combination; GPT-2 and OPT need "
         "model.positions=learned, model.norm=layernorm, model.bias=true and an activation without gate, Llama and Qwen "
         "model.positions=rotary, model.norm=rmsnorm, model.norm_position=pre and a gated activation"
+    )
+
+
+def _family_with_experts(config: ModelConfig) -> str:
+    moe = config.moe
+    rotary = (config.positions, config.norm, config.norm_position) == ("rotary", "rmsnorm", "pre")
+    plain = (moe.scoring, moe.scale, moe.top_groups, moe.capacity, moe.bias_rate) == (
+        "softmax",
+        1.0,
+        moe.groups,
+        0.0,
+        0.0,
+    )
+    if rotary and plain and config.activation == "swiglu" and not config.bias and not config.qk_norm:
+        every_layer = moe.first_dense == 0 and moe.every == 1
+        simple = every_layer and not moe.shared_experts and not config.qkv_bias
+        if simple and moe.normalise and not config.qk_norm_whole:
+            return "mixtral"
+        if simple and config.qk_norm_whole:
+            return "olmoe"
+        if config.qkv_bias and moe.shared_gate and not config.qk_norm_whole:
+            return "qwen2_moe"
+        if moe.shared_experts and not moe.shared_gate and not config.qkv_bias and not config.qk_norm_whole:
+            return "deepseek"
+    raise ModelError(
+        f"model.name={config.name}: no Hugging Face family has this mixture; Mixtral, OLMoE, Qwen2-MoE and DeepSeekMoE need "
+        "rotary positions, RMSNorm before, SwiGLU, model.moe.scoring=softmax, scale=1, no groups, capacity or bias_rate; the "
+        "first two experts in every layer and none shared, Qwen2-MoE model.qkv_bias=true and a gate on shared experts, "
+        "DeepSeekMoE shared experts without a gate"
     )
 
 
@@ -132,7 +192,7 @@ class Part:
 def parts_of(config: ModelConfig, ours: str, shape: tuple[int, ...]) -> list[Part]:
     """Their tensors that one of ours is made of, in the order of its rows. Rows that only pad the vocabulary are in none."""
     naming = FAMILIES[family(config)]
-    names = _their_names(naming, ours)
+    names = _their_names(naming, ours, config.moe.experts)
     if ours in ("embedding.token.weight", "head.projection.weight"):
         return [Part(names[0], 0, config.vocab_size)]
     if ours == "positions.weight":
@@ -191,8 +251,8 @@ def logical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in named_parameters(iter(blocks))}
 
 
-def _their_names(naming: Naming, ours: str) -> tuple[str, ...]:
-    """`layers.3.attention.qkv.weight` -> the names of the tensors it is made of, in order."""
+def _their_names(naming: Naming, ours: str, experts: int) -> tuple[str, ...]:
+    """`layers.3.attention.qkv.weight` -> the names of the tensors it is made of, in order; of experts' one after the other."""
     if ours == "head.projection.weight":
         return ("lm_head.weight",)
     outside = {
@@ -205,18 +265,23 @@ def _their_names(naming: Naming, ours: str) -> tuple[str, ...]:
         return (naming.prefix + outside[ours],)
     _, index, path = ours.split(".", 2)
     module, kind = path.rsplit(".", 1)
-    return tuple(f"{naming.prefix}{naming.layer}.{index}.{name}.{kind}" for name in naming.modules[module])
+    names = naming.modules[module]
+    if "{}" in names[0]:
+        names = tuple(name.format(expert) for expert in range(experts) for name in names)
+    return tuple(f"{naming.prefix}{naming.layer}.{index}.{name}.{kind}" for name in names)
 
 
 def _part_sizes(config: ModelConfig, ours: str, rows: int, parts: int) -> list[int]:
     """Rows of each of the tensors that are fused in ours."""
-    if parts == 3:
+    if ours.endswith(("qkv.weight", "qkv.bias")) and parts == 3:
         key_value = config.key_value_heads * config.head_width
         return [config.heads * config.head_width, key_value, key_value]
     return [rows // parts] * parts
 
 
 def _is_transposed(naming: Naming, ours: str) -> bool:
+    if ours.endswith("experts.down.weight"):  # ours is stored transposed
+        return not naming.transposed
     linear = ("qkv.weight", "output.weight", "up.weight", "down.weight")
     return naming.transposed and ours.endswith(linear)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from models.config import ModelConfig, ModelError, RopeScaling
 from models.huggingface import family
+from models.moe.config import MoEConfig
 
 CLASSES = {
     "gpt2": "GPT2LMHeadModel",
@@ -13,6 +14,10 @@ CLASSES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "deepseek": "DeepseekForCausalLM",
 }
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -110,15 +115,53 @@ def _llama(config: ModelConfig) -> dict[str, Any]:
     }
     if family(config) == "llama":
         found |= {"attention_bias": config.bias, "mlp_bias": config.bias}
-    return found
+    return found | (_experts(config) if config.moe.experts else {})
+
+
+def _experts(config: ModelConfig) -> dict[str, Any]:
+    moe, kind = config.moe, family(config)
+    found: dict[str, Any] = {"num_experts_per_tok": moe.top_k, "router_aux_loss_coef": moe.aux_loss}
+    if kind == "mixtral":
+        return found | {
+            "num_local_experts": moe.experts,
+            "intermediate_size": config.expert_width,
+            "router_jitter_noise": moe.jitter,
+            "sliding_window": None,
+        }
+    found["norm_topk_prob"] = moe.normalise
+    if kind == "olmoe":
+        return found | {"num_experts": moe.experts, "intermediate_size": config.expert_width, "clip_qkv": None}
+    found["moe_intermediate_size"] = config.expert_width
+    if kind == "qwen2_moe":
+        return found | {
+            "num_experts": moe.experts,
+            "shared_expert_intermediate_size": moe.shared_experts * config.expert_width,
+            "decoder_sparse_step": moe.every,
+            "mlp_only_layers": list(range(moe.first_dense)),
+            "use_sliding_window": False,
+        }
+    return found | {  # the layout of deepseek-ai/deepseek-moe-16b-base, whose class comes with its files
+        "n_routed_experts": moe.experts,
+        "n_shared_experts": moe.shared_experts,
+        "first_k_dense_replace": moe.first_dense,
+        "moe_layer_freq": moe.every,
+        "scoring_func": "softmax",
+        "aux_loss_alpha": moe.aux_loss,
+        "seq_aux": False,
+        "auto_map": {
+            "AutoConfig": "configuration_deepseek.DeepseekConfig",
+            "AutoModel": "modeling_deepseek.DeepseekModel",
+            "AutoModelForCausalLM": "modeling_deepseek.DeepseekForCausalLM",
+        },
+    }
 
 
 def from_config(theirs: dict[str, Any], name: str) -> ModelConfig:
     """The model of their config.json; ModelError names what we have no option for."""
     kind = theirs.get("model_type")
-    readers = {"gpt2": _from_gpt2, "opt": _from_opt, "llama": _from_llama, "qwen2": _from_llama, "qwen3": _from_llama}
+    readers = {"gpt2": _from_gpt2, "opt": _from_opt} | dict.fromkeys(set(CLASSES) - {"gpt2", "opt"}, _from_llama)
     if kind not in readers:
-        raise ModelError(f"config.json: model_type={kind}: choose a model of {', '.join(readers)}")
+        raise ModelError(f"config.json: model_type={kind}: choose a model of {', '.join(CLASSES)}")
     tied = theirs.get("tie_word_embeddings", kind in ("gpt2", "opt"))
     return ModelConfig(name=name, vocab_size=theirs["vocab_size"], tied_embeddings=tied, **readers[kind](theirs))
 
@@ -178,6 +221,7 @@ def _from_llama(theirs: dict[str, Any]) -> dict[str, Any]:
     _refuse(theirs, use_sliding_window=False, mlp_bias=bias if kind == "llama" else False, pretraining_tp=1)
     if kind == "qwen3":
         _refuse(theirs, attention_bias=False)
+    moe = _from_experts(theirs) if kind in _EXPERT_READERS else {}
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
     return {
         "hidden_size": theirs["hidden_size"],
@@ -194,10 +238,70 @@ def _from_llama(theirs: dict[str, Any]) -> dict[str, Any]:
         "norm_eps": theirs.get("rms_norm_eps", 1e-6),
         "activation": _activation(_GATED, theirs.get("hidden_act", "silu")),
         "bias": bias if kind == "llama" else False,
-        "qkv_bias": kind == "qwen2",
+        "qkv_bias": theirs.get("qkv_bias", True) if kind == "qwen2_moe" else kind == "qwen2",
         "qk_norm": kind == "qwen3",
         "attention_dropout": theirs.get("attention_dropout", 0.0),
+        **moe,
     }
+
+
+def _from_experts(theirs: dict[str, Any]) -> dict[str, Any]:
+    """The options of our model that a family with experts adds or has otherwise."""
+    moe, others = _EXPERT_READERS[theirs["model_type"]](theirs)
+    moe |= {"top_k": theirs["num_experts_per_tok"], "aux_loss": theirs.get("router_aux_loss_coef") or 0.0}
+    return {"moe": MoEConfig(**moe), **others}
+
+
+def _from_mixtral(theirs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    _refuse(theirs, sliding_window=None)
+    return {"experts": theirs["num_local_experts"], "jitter": theirs.get("router_jitter_noise") or 0.0}, {}
+
+
+def _from_olmoe(theirs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    _refuse(theirs, clip_qkv=None, attention_bias=False)
+    return {"experts": theirs["num_experts"], "normalise": bool(theirs.get("norm_topk_prob"))}, {"qk_norm_whole": True}
+
+
+def _from_qwen2_moe(theirs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    width, shared = theirs["moe_intermediate_size"], theirs["shared_expert_intermediate_size"]
+    first = len(theirs.get("mlp_only_layers") or [])
+    _refuse(theirs, mlp_only_layers=list(range(first)))
+    if shared % width:
+        raise ModelError(
+            f"config.json: shared_expert_intermediate_size={shared}: only multiples of moe_intermediate_size={width} can be "
+            "taken over"
+        )
+    moe = {
+        "experts": theirs["num_experts"],
+        "expert_size": width,
+        "shared_experts": shared // width,
+        "shared_gate": True,
+    }
+    more = {"first_dense": first, "every": theirs.get("decoder_sparse_step", 1)}
+    return moe | more | {"normalise": bool(theirs.get("norm_topk_prob"))}, {}
+
+
+def _from_deepseek(theirs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    _refuse(
+        theirs, scoring_func="softmax", seq_aux=False if not theirs.get("aux_loss_alpha") else theirs.get("seq_aux")
+    )
+    moe = {
+        "experts": theirs["n_routed_experts"],
+        "expert_size": theirs["moe_intermediate_size"],
+        "shared_experts": theirs.get("n_shared_experts") or 0,
+        "first_dense": theirs.get("first_k_dense_replace", 0),
+        "every": theirs.get("moe_layer_freq", 1),
+        "normalise": bool(theirs.get("norm_topk_prob")),
+    }
+    return moe, {}
+
+
+_EXPERT_READERS = {
+    "mixtral": _from_mixtral,
+    "olmoe": _from_olmoe,
+    "qwen2_moe": _from_qwen2_moe,
+    "deepseek": _from_deepseek,
+}
 
 
 def _scaling(rope: dict[str, Any]) -> RopeScaling:

@@ -113,6 +113,7 @@ def choose_engine(config: ParallelConfig, world_size: int) -> tuple[ParallelConf
     for beyond, option in (
         (config.schedule != "1f1b", f"schedule={config.schedule}"),
         (config.data_replicas > 1, f"data_replicas={config.data_replicas}"),
+        (config.expert > 1 and config.zero_stage == 3, "zero_stage=3 for experts over an expert axis"),
     ):
         if beyond:
             return replace(config, engine="torch"), f"DeepSpeed has no {option}"

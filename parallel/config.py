@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from parallel.schedule import SCHEDULES
@@ -116,6 +117,11 @@ class ParallelConfig:
     def model_parallel(self) -> int:
         """Processes that share every sample."""
         return self.tensor * self.context * self.pipeline
+
+    @property
+    def least_data(self) -> int:
+        """The data axis as it stands, or, left to the world, the shortest on which the expert axis fits."""
+        return self.data or self.expert // math.gcd(self.expert, self.context)
 
     @property
     def replicas(self) -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.moe.telemetry import LayerRouting
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -29,6 +31,7 @@ class StepRecord:
     skipped_total: int
     flops_utilisation: float | None  # None where the peak of the device is not known
     batch_hash: str  # of the global batch, equal at every layout
+    routing: tuple[LayerRouting, ...] = ()  # of each layer with experts
 
 
 @dataclass(frozen=True)

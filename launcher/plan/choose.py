@@ -35,20 +35,21 @@ def choose_layout(recipe: Recipe, device: str, say: Callable[[str], None]) -> tu
         say(f"layout  data {data}: {speeds[data]:,.0f} tokens/s with {_threads(data)} thread(s) each")
     best = max(speeds, key=lambda data: speeds[data])
     if speeds[best] == 0:
-        best = 1
+        best = recipe.parallel.least_data
     return _with_data(recipe, best), best * recipe.parallel.model_parallel
 
 
 def _candidates(recipe: Recipe) -> list[int]:
-    found, data = [], 1
-    while data <= cores():
+    least = recipe.parallel.least_data
+    found, data = [], least
+    while data <= max(cores(), least):
         try:
             check_batch(recipe, data)
             found.append(data)
         except ValueError:
             pass
         data *= 2
-    return found or [1]
+    return found or [least]
 
 
 def _threads(processes: int) -> int:

@@ -54,7 +54,7 @@ def _world(arguments: list[str], parallel: ParallelConfig) -> int:
             return int(value)
         if name.startswith("--"):
             raise RecipeError(f"{argument}: not an option of `{USAGE}`")
-    return parallel.model_parallel * (parallel.data or 1)
+    return parallel.model_parallel * parallel.least_data
 
 
 def _vocabulary(recipe: Recipe) -> Recipe:

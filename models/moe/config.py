@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-
-class MoEError(ValueError):
-    """A mixture that cannot be: the message names the option, the value, the limit and the cure."""
+from models.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -65,28 +63,30 @@ class MoEConfig:
         if not self.experts:
             for one in fields(self):
                 if getattr(self, one.name) != one.default:
-                    raise MoEError(
+                    raise ModelError(
                         f"model.moe.{one.name}={getattr(self, one.name)}: has no effect with model.moe.experts=0; set "
                         "model.moe.experts or leave it out"
                     )
             return
         self._check_ranges()
         if self.top_k > self.experts_in_reach:
-            raise MoEError(
+            raise ModelError(
                 f"model.moe.top_k={self.top_k}: more than the {self.experts_in_reach} experts that a token may use; lower it"
             )
         if self.groups == 1 and self.group_score != "max":
-            raise MoEError(
+            raise ModelError(
                 f"model.moe.group_score={self.group_score}: has no effect with model.moe.groups=1; set groups above 1"
             )
         if self.aux_scope != "micro_batch" and not self.aux_loss:
-            raise MoEError(
+            raise ModelError(
                 f"model.moe.aux_scope={self.aux_scope}: has no effect with model.moe.aux_loss=0; set it to micro_batch"
             )
         if self.drop != "position" and not self.capacity:
-            raise MoEError(f"model.moe.drop={self.drop}: has no effect with model.moe.capacity=0; set a capacity")
+            raise ModelError(f"model.moe.drop={self.drop}: has no effect with model.moe.capacity=0; set a capacity")
         if self.shared_gate and not self.shared_experts:
-            raise MoEError("model.moe.shared_gate=true: has no effect with model.moe.shared_experts=0; set it to false")
+            raise ModelError(
+                "model.moe.shared_gate=true: has no effect with model.moe.shared_experts=0; set it to false"
+            )
 
     def _check_ranges(self) -> None:
         at_least = {"experts": 2, "top_k": 1, "every": 1, "groups": 1, "top_groups": 1}
@@ -102,7 +102,7 @@ class MoEConfig:
         ):
             limit = at_least.get(option, 0)
             if getattr(self, option) < limit:
-                raise MoEError(f"model.moe.{option}={getattr(self, option)}: must be at least {limit}")
+                raise ModelError(f"model.moe.{option}={getattr(self, option)}: must be at least {limit}")
         for option, choices in (
             ("scoring", ("softmax", "sigmoid")),
             ("group_score", ("max", "top2")),
@@ -111,17 +111,17 @@ class MoEConfig:
             ("product", ("grouped", "loop")),
         ):
             if getattr(self, option) not in choices:
-                raise MoEError(f"model.moe.{option}={getattr(self, option)}: choose one of {', '.join(choices)}")
+                raise ModelError(f"model.moe.{option}={getattr(self, option)}: choose one of {', '.join(choices)}")
         if self.experts % self.groups:
-            raise MoEError(f"model.moe.groups={self.groups}: must divide model.moe.experts={self.experts}")
+            raise ModelError(f"model.moe.groups={self.groups}: must divide model.moe.experts={self.experts}")
         if self.top_groups > self.groups:
-            raise MoEError(f"model.moe.top_groups={self.top_groups}: must be at most model.moe.groups={self.groups}")
+            raise ModelError(f"model.moe.top_groups={self.top_groups}: must be at most model.moe.groups={self.groups}")
         if self.group_score == "top2" and self.experts // self.groups < 2:
-            raise MoEError("model.moe.group_score=top2: needs two experts in a group; set max or fewer groups")
+            raise ModelError("model.moe.group_score=top2: needs two experts in a group; set max or fewer groups")
         if not 0 <= self.jitter < 1:
-            raise MoEError(f"model.moe.jitter={self.jitter}: must be at least 0 and below 1")
+            raise ModelError(f"model.moe.jitter={self.jitter}: must be at least 0 and below 1")
         if self.scale <= 0:
-            raise MoEError(f"model.moe.scale={self.scale}: must be above 0")
+            raise ModelError(f"model.moe.scale={self.scale}: must be above 0")
 
     @property
     def experts_in_reach(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.layers import Layers
 from models.moe.config import MoEConfig
-from models.moe.routing import BUCKETS
+from models.moe.telemetry import BUCKETS
 from models.random import offsets, stream_key, uniform
 
 Choice = tuple[Tensor, Tensor, Tensor | None]

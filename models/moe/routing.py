@@ -11,30 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BUCKETS = 16  # of positions, for the share of dropped choices
-
-
-@dataclass(frozen=True)
-class LayerRouting:
-    """One layer's routing in a step, over the global batch.
-
-    load: share of choices of each expert (before drops), sums to 1. entropy: mean over tokens of the entropy of the scores, in
-    nats. balance: experts x sum(load x mean score), 1 when even. z: mean squared log-sum-exp. drop_share: share of choices
-    dropped; dropped: the same in 16 equal buckets of the position in the sequence.
-    """
-
-    layer: int
-    load: tuple[float, ...]
-    entropy: float
-    balance: float
-    z: float
-    drop_share: float
-    dropped: tuple[float, ...]
-
-    @property
-    def largest(self) -> float:
-        """Load of the busiest expert, 1 when even."""
-        return max(self.load) * len(self.load)
+from models.moe.telemetry import BUCKETS, LayerRouting
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.moe.routing import LayerRouting
+from models.moe.telemetry import LayerRouting
 from parallel.checkpoint.pieces import Piece
 from parallel.config import ParallelConfig, PrecisionConfig
 

@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 
 from models.config import ModelConfig
-from models.moe.routing import LayerRouting, Routing, summarise
+from models.moe.routing import Routing, summarise
+from models.moe.telemetry import LayerRouting
 from parallel.mesh import Mesh
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.decoder import Decoder, initialise_blocks, named_parameters
 from models.layers import PlainLayers, cross_entropy
+from models.moe.config import MoEConfig
 from models.random import Clock, fill_normal, stream_key
 
 GPT = ModelConfig(
@@ -41,6 +42,36 @@ LLAMA = ModelConfig(
     tied_embeddings=False,
     init_std=0.2,
     scaled_residual_init=False,
+)
+MIXTRAL = replace(LLAMA, name="mixtral", moe=MoEConfig(experts=4, top_k=2, expert_size=24, aux_loss=0.0))
+OLMOE = replace(
+    LLAMA,
+    name="olmoe",
+    qk_norm_whole=True,
+    moe=MoEConfig(experts=8, top_k=3, expert_size=16, normalise=False, aux_loss=0.0),
+)
+QWEN2_MOE = replace(
+    LLAMA,
+    name="qwen2_moe",
+    layers=4,
+    qkv_bias=True,
+    norm_eps=1e-6,
+    moe=MoEConfig(
+        experts=8,
+        top_k=3,
+        expert_size=16,
+        shared_experts=2,
+        shared_gate=True,
+        normalise=False,
+        aux_loss=0.0,
+        first_dense=1,
+        every=2,
+    ),
+)
+DEEPSEEK = replace(
+    LLAMA,
+    name="deepseek",
+    moe=MoEConfig(experts=8, top_k=3, expert_size=16, shared_experts=2, normalise=False, aux_loss=0.0, first_dense=1),
 )
 
 
@@ -103,6 +134,6 @@ def worst_error(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tup
     return max((error(ours[name], theirs[name]), name) for name in theirs)
 
 
-def changed(config: ModelConfig, **options: Any) -> ModelConfig:
+def changed(config: Any, **options: Any) -> Any:
     """The same model with other options."""
     return replace(config, **options)

@@ -11,8 +11,22 @@ import torch
 
 from models.config import ModelConfig, ModelError, RopeScaling
 from models.huggingface import family, from_huggingface, logical_shapes, to_huggingface
-from tests.models.helpers import GPT, LLAMA, changed, error, random_decoder, random_tokens, run, weights_of, worst_error
-from tests.models.transformers_models import transformers_model
+from tests.models.helpers import (
+    DEEPSEEK,
+    GPT,
+    LLAMA,
+    MIXTRAL,
+    OLMOE,
+    QWEN2_MOE,
+    changed,
+    error,
+    random_decoder,
+    random_tokens,
+    run,
+    weights_of,
+    worst_error,
+)
+from tests.models.transformers_models import as_in_files, in_memory, transformers_model
 
 TOLERANCE = 1e-5
 LENGTH = 96
@@ -35,6 +49,9 @@ DIALECTS = {
     "llama-geglu-biases": changed(LLAMA, activation="geglu", bias=True),
     "qwen2": changed(LLAMA, qkv_bias=True, norm_eps=1e-6, rope_theta=1e6),
     "qwen3": changed(LLAMA, qk_norm=True, norm_eps=1e-6),
+    "mixtral": MIXTRAL,
+    "olmoe": OLMOE,
+    "qwen2-moe": QWEN2_MOE,
 }
 
 
@@ -43,7 +60,7 @@ def test_logits_loss_and_gradients_equal_transformers(dialect: str) -> None:
     config = DIALECTS[dialect]
     ours = random_decoder(config)
     theirs = transformers_model(config)
-    report = theirs.load_state_dict(to_huggingface(config, weights_of(ours)), strict=False)
+    report = theirs.load_state_dict(in_memory(config, to_huggingface(config, weights_of(ours))), strict=False)
     assert not report.unexpected_keys
     assert report.missing_keys == (["lm_head.weight"] if config.tied_embeddings else [])
     tokens = random_tokens(config, 3, LENGTH)
@@ -51,7 +68,7 @@ def test_logits_loss_and_gradients_equal_transformers(dialect: str) -> None:
     logits, loss, gradients = run(ours, tokens)
     result = theirs(tokens, labels=tokens)
     result.loss.backward()
-    their_gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    their_gradients = as_in_files(config, {name: parameter.grad for name, parameter in theirs.named_parameters()})
 
     errors = {
         "logits": error(logits, result.logits.detach()),
@@ -64,9 +81,9 @@ def test_logits_loss_and_gradients_equal_transformers(dialect: str) -> None:
     assert errors["gradients"][0] <= TOLERANCE, errors["gradients"]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", [*DIALECTS, "deepseek"])
 def test_there_and_back_is_the_identity(dialect: str) -> None:
-    config = changed(DIALECTS[dialect], vocab_multiple=32)
+    config = changed(DIALECTS.get(dialect, DEEPSEEK), vocab_multiple=32)
     weights = weights_of(random_decoder(config))
     for name in ("embedding.token.weight", "head.projection.weight"):
         if name in weights:
@@ -110,6 +127,9 @@ def test_weights_that_do_not_fit_are_named() -> None:
         changed(LLAMA, norm_position="post"),
         changed(LLAMA, qk_norm=True, qkv_bias=True),
         changed(LLAMA, activation="gelu"),
+        changed(LLAMA, qk_norm_whole=True),
+        changed(MIXTRAL, activation="geglu"),
+        changed(MIXTRAL, moe=changed(MIXTRAL.moe, scoring="sigmoid")),
     ],
 )
 def test_models_without_a_family_are_refused(config: ModelConfig) -> None:

@@ -12,9 +12,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from models.config import ModelConfig, RopeScaling, count_parameters
+from models.config import ModelConfig, RopeScaling, count_active_parameters, count_parameters
 from models.decoder import Decoder
 from models.layers import PlainLayers
+from models.moe.config import MoEConfig
 from tests.models.transformers_models import transformers_model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -39,6 +40,30 @@ EXACT = {
     "qwen2_72b": 72_706_203_648,
     "yi_6b": 6_061_035_520,
     "yi_34b": 34_388_917_248,
+    "mixtral_8x7b": 46_702_792_704,
+    "olmoe_1b_7b": 6_919_161_856,
+    "qwen2_57b_a14b": 57_408_658_944,
+}
+# with experts, but of no class that transformers has: all parameters, to the published digits
+MIXTURES = {
+    "deepseekmoe_16b": (16_375_728_128, 0.0),
+    "deepseekmoe_145b": (144.6e9, 0.0005),
+    "deepseekmoe_2b": (2.0e9, 0.02),
+    "gshard_2b": (2.0e9, 0.02),
+    "switch_2b": (2.0e9, 0.02),
+    "openmoe_8b": (8.7e9, 0.01),
+    "openmoe_34b": (34e9, 0.02),
+}
+# what one token uses, in billions as published
+ACTIVE = {
+    "mixtral_8x7b": 12.9,
+    "olmoe_1b_7b": 1.3,
+    "qwen2_57b_a14b": 14,
+    "deepseekmoe_16b": 2.8,
+    "deepseekmoe_145b": 22.2,
+    "deepseekmoe_2b": 0.3,
+    "gshard_2b": 0.3,
+    "switch_2b": 0.2,
 }
 # the published weights have two more rows in the position table, which no token reaches; we leave them out
 # (175B was given out on request only: its count is that of its shape)
@@ -64,7 +89,7 @@ ROUNDED = {
     "gpt3_175b": (175e9, 0.005),
     "mtnlg_530b": (530e9, 0.001),
 }
-OWN = {"llama_1b": 1_104_218_112, "tiny": 3_475_712}
+OWN = {"llama_1b": 1_104_218_112, "tiny": 3_475_712, "moe_tiny": 10_520_832}
 TOKENIZER_SIZE = 1024  # stands in where a preset takes the tokenizer's
 
 
@@ -73,12 +98,12 @@ def load(preset: str) -> ModelConfig:
     with initialize_config_dir(str(RECIPES), version_base="1.3"):
         composed = compose(None, overrides=[f"+model={preset}"])
     fields: dict[str, Any] = OmegaConf.to_container(composed.model)
-    scaling = fields.get("rope_scaling", {})
-    for values, defaults in ((fields, ModelConfig()), (scaling, RopeScaling())):
+    scaling, moe = fields.get("rope_scaling", {}), fields.get("moe", {})
+    for values, defaults in ((fields, ModelConfig()), (scaling, RopeScaling()), (moe, MoEConfig())):
         for option, value in values.items():
-            if option != "rope_scaling":
+            if option not in ("rope_scaling", "moe"):
                 assert type(value) is type(getattr(defaults, option)), (preset, option, value)
-    config = ModelConfig(**fields | {"rope_scaling": RopeScaling(**scaling)})
+    config = ModelConfig(**fields | {"rope_scaling": RopeScaling(**scaling), "moe": MoEConfig(**moe)})
     assert config.name == preset
     return dataclasses.replace(config, vocab_size=config.vocab_size or TOKENIZER_SIZE)
 
@@ -96,7 +121,13 @@ def their_parameters(config: ModelConfig) -> int:
 
 
 def test_every_preset_is_in_a_table() -> None:
-    assert {path.stem for path in (RECIPES / "model").glob("*.yaml")} == {*EXACT, *OPT, *ROUNDED, *OWN}
+    assert {path.stem for path in (RECIPES / "model").glob("*.yaml")} == {
+        *EXACT,
+        *OPT,
+        *ROUNDED,
+        *MIXTURES,
+        *OWN,
+    }
 
 
 @pytest.mark.parametrize("preset", [*EXACT, *OPT, *OWN])
@@ -105,7 +136,7 @@ def test_exact_counts(preset: str) -> None:
     unused = 2 * config.hidden_size if preset in OPT else 0
     assert count_parameters(config) + unused == (EXACT | OPT | OWN)[preset]
     assert built_parameters(config) + unused == (EXACT | OPT | OWN)[preset]
-    assert their_parameters(config) == (EXACT | OPT | OWN)[preset]
+    assert preset == "moe_tiny" or their_parameters(config) == (EXACT | OPT | OWN)[preset]
 
 
 @pytest.mark.parametrize("preset", ROUNDED)
@@ -118,7 +149,27 @@ def test_rounded_counts(preset: str) -> None:
     assert their_parameters(config) + padding == count_parameters(config)
 
 
-@pytest.mark.parametrize("preset", [*EXACT, *OPT, *ROUNDED, *OWN])
+@pytest.mark.parametrize("preset", MIXTURES)
+def test_counts_of_mixtures(preset: str) -> None:
+    config = load(preset)
+    published, tolerance = MIXTURES[preset]
+    assert count_parameters(config) == pytest.approx(published, rel=tolerance, abs=0)
+    assert built_parameters(config) == count_parameters(config)
+
+
+@pytest.mark.parametrize("preset", ACTIVE)
+def test_what_a_token_uses(preset: str) -> None:
+    published = ACTIVE[preset]
+    digits = len(str(published).partition(".")[2])
+    assert round(count_active_parameters(load(preset)) / 1e9, digits or None) == published
+
+
+def test_every_mixture_but_openmoe_is_held_to_what_a_token_uses() -> None:
+    mixtures = {path.stem for path in (RECIPES / "model").glob("*.yaml") if load(path.stem).moe.experts}
+    assert mixtures == {*ACTIVE, "openmoe_8b", "openmoe_34b", "moe_tiny"}
+
+
+@pytest.mark.parametrize("preset", [*EXACT, *OPT, *ROUNDED, *MIXTURES, *OWN])
 def test_headers_state_the_count(preset: str) -> None:
     comment = [line for line in (RECIPES / "model" / f"{preset}.yaml").read_text().splitlines() if line.startswith("#")]
     assert f"{count_parameters(load(preset)):,} parameters" in "\n".join(comment)

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from launcher.optim.build import optimizer_factory
 from models.decoder import DecoderLayer
-from models.moe.routing import LayerRouting
+from models.moe.telemetry import LayerRouting
 from parallel.check import check_engine, check_model, choose_engine
 from parallel.config import ParallelConfig
 from parallel.engines.base import Batch, Engine, EngineSpec
