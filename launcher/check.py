@@ -19,14 +19,18 @@ def phases_of(recipe: Recipe) -> list[Recipe]:
     return [phase_recipe(recipe, index) for index in range(len(recipe.phases))] or [recipe]
 
 
-def with_vocabulary(recipe: Recipe, size: int) -> Recipe:
-    """The recipe with the vocabulary of its corpus; a model that names its own must hold every token."""
+def with_vocabulary(recipe: Recipe, size: int, end: int = 0) -> Recipe:
+    """The recipe with the vocabulary of its corpus and the token that ends its documents; a model that names its own
+    vocabulary must hold every token."""
     if recipe.model.vocab_size and recipe.model.vocab_size < size:
         raise RecipeError(
             f"model.vocab_size={recipe.model.vocab_size}: smaller than the tokenizer of {recipe.data.path}, which has "
             f"{size} tokens; set model.vocab_size=0 to take its size"
         )
-    return recipe if recipe.model.vocab_size else replace(recipe, model=replace(recipe.model, vocab_size=size))
+    model = recipe.model if recipe.model.vocab_size else replace(recipe.model, vocab_size=size)
+    if model.document_mask and model.document_end < 0:
+        model = replace(model, document_end=end)
+    return replace(recipe, model=model)
 
 
 def check_corpus(recipe: Recipe) -> Recipe:
@@ -39,7 +43,7 @@ def check_corpus(recipe: Recipe) -> Recipe:
                 f"data.path={phase.data.path}: was tokenized differently from {recipe.data.path}; rebuild it with the same "
                 "tokenizer (tokenizer=file tokenizer.path=…)"
             )
-    return with_vocabulary(recipe, first.vocab_size)
+    return with_vocabulary(recipe, first.vocab_size, first.eod)
 
 
 def _open(path: Path) -> Manifest:
@@ -57,6 +61,7 @@ def check_layout(recipe: Recipe, world_size: int) -> None:
         layout, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
         check_model(layout, phase.model, phase.train.sequence_length)
         check_batch(phase, layout.data)
+        check_objective(phase)
         check_micro_batches(layout, phase.train.batch_sequences // (phase.train.micro_batch * layout.data))
 
 
@@ -99,6 +104,15 @@ def check_batch(recipe: Recipe, data: int) -> None:
             f"train.batch_tokens={train.batch_tokens}: its {train.batch_sequences} sequences do not divide into "
             f"micro-batches of {train.micro_batch} on {data} data ranks; the nearest is {near}, or choose another "
             "train.micro_batch"
+        )
+
+
+def check_objective(recipe: Recipe) -> None:
+    """Refuse an objective that a model would answer by looking."""
+    if recipe.objective.name == "causal" and not recipe.model.causal:
+        raise RecipeError(
+            "model.causal=false: objective.name=causal asks for the next token, which attention would see; set "
+            "model.causal=true or choose an objective that hides what it asks for"
         )
 
 

@@ -11,9 +11,11 @@ from data.tokenizers import load_corpus_tokenizer
 from launcher.compose import build_recipe
 from launcher.config import Recipe, RecipeError
 from launcher.sampling import sample_text
+from models.core import document_numbers
 from models.decoder import Decoder, named_parameters
 from models.layers import PlainLayers
 from models.parameters import declaration
+from models.random import Clock
 from parallel.checkpoint.pieces import Piece
 from parallel.checkpoint.reader import load, read_state
 from parallel.checkpoint.store import resolve
@@ -69,13 +71,15 @@ def _parse(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 class LoadedModel:
     """A whole model in float32 for looking at, in one process."""
 
-    def __init__(self, model: Decoder) -> None:
-        self.model = model.eval()
+    def __init__(self, model: Decoder, recipe: Recipe, clock: Clock) -> None:
+        self.model, self.end, self.clock = model.eval(), recipe.model.document_end, clock
 
     @torch.no_grad()
     def next_logits(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
         """tokens [B, S] -> logits float32 [B, V] after `position`."""
-        return self.model(tokens[:, : position + 1])[position].float()
+        tokens = tokens[:, : position + 1]
+        self.clock.start(0, document_numbers(tokens, self.end))
+        return self.model(tokens)[position].float()
 
 
 def load_model(place: Path, step: int | None = None) -> tuple[LoadedModel, Recipe]:
@@ -83,10 +87,11 @@ def load_model(place: Path, step: int | None = None) -> tuple[LoadedModel, Recip
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     path = resolve(place, step)
     recipe = build_recipe(read_state(path)["recipe"])
-    model = Decoder(recipe.model, PlainLayers(torch.float32))
+    clock = Clock(recipe.seed)
+    model = Decoder(recipe.model, PlainLayers(torch.float32, clock))
     pieces = [
         Piece(name, declaration(parameter).shape, (0,) * parameter.dim(), parameter.data)
         for name, parameter in named_parameters(iter(model.blocks))
     ]
     load(path, pieces)
-    return LoadedModel(model), recipe
+    return LoadedModel(model, recipe, clock), recipe

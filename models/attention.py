@@ -1,4 +1,4 @@
-"""Causal self-attention: multi-head, grouped-query and multi-query, with rotary positions and query-key norm.
+"""Self-attention: multi-head, grouped-query and multi-query, with rotary positions and query-key norm.
 
 Shapes: S sequence, B batch, H hidden, A query heads, G key-value heads, D head size; A and G are this rank's.
 """
@@ -9,16 +9,16 @@ import math
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelConfig, RopeScaling
+from models.core import CoreSpec, Spans, positions_of
 from models.feedforward import residual_std
 from models.functions import rms_norm, rotate, split_and_rotate
 from models.layers import Layers
 from models.parameters import declare
-from models.random import drop, offsets, stream_key
+from models.random import stream_key
 
 
 class Attention(nn.Module):
@@ -35,7 +35,15 @@ class Attention(nn.Module):
         self.output = layers.row(query, config.hidden_size, bias=config.bias, std=residual_std(config))
         self.query_norm = _query_key_norm(config, layers, config.heads)
         self.key_norm = _query_key_norm(config, layers, config.key_value_heads)
-        self._dropout_key = stream_key(layers.clock.seed, "dropout", name, "attention")
+        spec = CoreSpec(
+            causal=config.causal,
+            window=config.attention_window,
+            documents=config.document_mask,
+            dropout=config.attention_dropout,
+            dropout_key=stream_key(layers.clock.seed, "dropout", name, "attention"),
+            heads=config.heads,
+        )
+        self._attend = layers.attention_core(spec, self.heads)
 
     def forward(self, x: Tensor, first_sample: int) -> Tensor:
         """x: [S, B, H] -> [S, B, H]."""
@@ -50,7 +58,14 @@ class Attention(nn.Module):
         """[S, B, (A + 2 G) D] -> query [S, B, A, D], key and value [S, B, G, D], normed and rotated."""
         width, config = self.config.head_width, self.config
         table = (
-            rotary_table(qkv.shape[0], width, config.rope_theta, config.rope_scaling, qkv.device, qkv.dtype)
+            rotary_table(
+                self._layers.spans_in_heads(qkv.shape[0]),
+                width,
+                config.rope_theta,
+                config.rope_scaling,
+                qkv.device,
+                qkv.dtype,
+            )
             if config.positions == "rotary"
             else None
         )
@@ -66,28 +81,7 @@ class Attention(nn.Module):
 
     def _core(self, query: Tensor, key: Tensor, value: Tensor, first_sample: int) -> Tensor:
         """query [S, B, A, D], key and value [S, B, G, D] -> [S, B, A * D]."""
-        q, k, v = (part.permute(1, 2, 0, 3) for part in (query, key, value))
-        if self.config.attention_dropout > 0 and self.training:
-            mixed = self._core_with_dropout(q, k, v, first_sample)
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
-        return mixed.permute(2, 0, 1, 3).flatten(2)
-
-    def _core_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, first_sample: int) -> Tensor:
-        """The core written out, since a fused kernel would draw its own mask: q [B, A, S, D] -> [B, A, S, D]."""
-        batch, heads, length, width = q.shape
-        k, v = (part.repeat_interleave(heads // self.kv_heads, dim=1) for part in (k, v))
-        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(width)
-        causal = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
-        weights = scores.masked_fill(~causal, float("-inf")).softmax(-1)
-        index = offsets(
-            (batch + 1, self.config.heads, length, length),
-            (first_sample, self._layers.feature_start(heads), 0, 0),
-            (batch, heads, length, length),
-            q.device,
-        )
-        weights = drop(weights, self._dropout_key, self.config.attention_dropout, index)
-        return weights.to(v.dtype) @ v
+        return self._attend(query, key, value, first_sample, self.training)
 
 
 class _HeadNorm(nn.Module):
@@ -134,14 +128,14 @@ def _query_key_norm(config: ModelConfig, layers: Layers, heads: int) -> nn.Modul
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # a table first made while sampling must still serve training
 def rotary_table(
-    length: int, width: int, theta: float, scaling: RopeScaling, device: torch.device, dtype: torch.dtype
+    spans: Spans, width: int, theta: float, scaling: RopeScaling, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, each [length, 1, 1, width] with both halves filled, the first half of the sine negated (RoFormer,
-    arXiv 2104.09864); angles in float64 so that long positions keep their precision."""
+    """Cosine and sine, each [S, 1, 1, width] for the positions of the spans, both halves filled, the first half of the sine
+    negated (RoFormer, arXiv 2104.09864); angles in float64 so that long positions keep their precision."""
     frequency = theta ** -(torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
     if scaling.factor != 1.0:
         frequency = _scale_frequencies(frequency, scaling)
-    angle = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequency
+    angle = positions_of(spans, device).double()[:, None] * frequency
     angle = angle[:, None, None, :]
     sine = angle.sin()
     return angle.cos().repeat(1, 1, 1, 2).to(dtype), torch.cat((-sine, sine), dim=-1).to(dtype)

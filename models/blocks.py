@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.config import ModelConfig
+from models.config import ModelConfig, mean_keys
 
 
 def block_count(config: ModelConfig) -> int:
@@ -16,7 +16,7 @@ def block_costs(config: ModelConfig, sequence_length: int) -> list[float]:
     width = config.head_width * (2 * config.heads + 2 * config.key_value_heads)
     chosen = config.expert_width * (config.moe.top_k + config.moe.shared_experts)
     products = 3 if config.gated else 2
-    scores = 6.0 * config.heads * config.head_width * sequence_length
+    scores = 12.0 * config.heads * config.head_width * mean_keys(config, sequence_length)
     layers = [
         6.0 * config.hidden_size * (width + products * (chosen if config.has_experts(index) else config.ffn_width))
         + scores

@@ -92,6 +92,14 @@ class ModelConfig:
     """Biases in the query, key and value projections even where `bias` is off (Qwen2)."""
     tied_embeddings: bool = True
     """The output head reuses the token embedding."""
+    attention_window: int = 0
+    """Sliding window in tokens: a position sees itself and the window - 1 before it (Mistral); 0 for all before it."""
+    document_mask: bool = False
+    """Attention does not cross the ends of documents packed into one sequence; positions run on (Llama 3)."""
+    document_end: int = -1
+    """Token that ends a document, for document_mask; -1 takes the corpus's."""
+    causal: bool = True
+    """A position sees none after it; false for objectives that hide what they ask for."""
     qk_norm: bool = False
     """RMS normalisation of each query and key head before the rotation."""
     qk_norm_whole: bool = False
@@ -115,8 +123,13 @@ class ModelConfig:
         _one_of("model.activation", self.activation, ACTIVATIONS)
         for option in ("hidden_size", "layers", "heads", "max_sequence", "vocab_multiple"):
             _refuse_unless(getattr(self, option) >= 1, f"model.{option}", getattr(self, option), "at least 1")
-        for option in ("vocab_size", "kv_heads", "head_size", "ffn_size"):
+        for option in ("vocab_size", "kv_heads", "head_size", "ffn_size", "attention_window"):
             _refuse_unless(getattr(self, option) >= 0, f"model.{option}", getattr(self, option), "at least 0")
+        _refuse_unless(self.document_end >= -1, "model.document_end", self.document_end, "a token, or -1")
+        if self.document_end >= 0 and not self.document_mask:
+            raise ModelError(
+                f"model.document_end={self.document_end}: has no effect with model.document_mask=false; leave it out"
+            )
         for option in ("rope_theta", "norm_eps", "init_std"):
             _refuse_unless(getattr(self, option) > 0, f"model.{option}", getattr(self, option), "above 0")
         for option in ("dropout", "attention_dropout"):
@@ -239,13 +252,25 @@ def _count_experts(config: ModelConfig, experts: int) -> int:
     return experts * _count_feed_forward(config, config.expert_width) + shared + gate + config.hidden_size * moe.experts
 
 
+def mean_keys(config: ModelConfig, sequence_length: int) -> float:
+    """Positions that one position sees on average, in round numbers: half of them all under a causal mask, at most the
+    window; borders of documents are not known here."""
+    sides = 1 if config.causal else 2
+    seen = sides * sequence_length / 2
+    if not 0 < config.attention_window < sequence_length:
+        return seen
+    window = config.attention_window  # the first `window` positions see half of it on average
+    return sides * (window - window * window / (2 * sequence_length))
+
+
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """Floating-point operations of forward and backward for one token: 6 for each weight of a matrix product (of routed
-    experts the chosen ones), and 12 x layers x heads x head_size x sequence for attention scores, of which a causal mask
-    needs half (PaLM, appendix B, arXiv 2204.02311; the causal half as in most published utilisations)."""
+    experts the chosen ones), and 12 x layers x heads x head_size x keys for attention scores, half the sequence under a causal
+    mask (PaLM, appendix B, arXiv 2204.02311; the causal half as in most published utilisations)."""
     weights = count_active_parameters(config)
     if not config.tied_embeddings:
         weights -= config.padded_vocab * config.hidden_size
     if config.positions == "learned":
         weights -= config.max_sequence * config.hidden_size
-    return 6.0 * weights + 6.0 * config.layers * config.heads * config.head_width * sequence_length
+    scores = config.layers * config.heads * config.head_width * mean_keys(config, sequence_length)
+    return 6.0 * weights + 12.0 * scores

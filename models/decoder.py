@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from models.attention import Attention
 from models.blocks import block_count
 from models.config import ModelConfig
+from models.core import take_spans
 from models.feedforward import FeedForward
 from models.layers import Dropout, Layers, Norm
 from models.moe.layer import MixtureOfExperts
@@ -56,8 +57,7 @@ class PositionBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight is not None:
-            start = self._layers.sequence_start(x.shape[0])
-            x = x + self._layers.use(self.weight)[start : start + x.shape[0], None, :]
+            x = x + take_spans(self._layers.use(self.weight), self._layers.spans(x.shape[0]), 0)[:, None, :]
         if self.dropout.probability == 0 or not self.training:
             return x
         return self.dropout(x, self._layers.clock.first_sample(self.name, x.shape[1]), self._layers.uncut(x.shape[0]))
@@ -70,6 +70,7 @@ class DecoderLayer(Block):
         super().__init__(f"layers.{index}")
         self.pre_norm = config.norm_position == "pre"
         self.recompute = recompute == "block"
+        self.parted = config.document_mask
         self._layers = layers
         self.attention_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
         self.attention = Attention(config, layers, self.name, recompute_core=recompute == "selective")
@@ -84,7 +85,7 @@ class DecoderLayer(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [S, B, H] -> [S, B, H]."""
-        first_sample = self._layers.clock.first_sample(self.name, x.shape[1]) if self.training else 0
+        first_sample = self._layers.clock.first_sample(self.name, x.shape[1]) if self.training or self.parted else 0
         if self.recompute and self.training:
             return checkpoint(self._run, x, first_sample, use_reentrant=False)
         return self._run(x, first_sample)

@@ -116,6 +116,12 @@ FAMILIES = {
 
 def family(config: ModelConfig) -> str:
     """The Hugging Face family that computes the same function; raises where there is none."""
+    for option, value, plain_value in (
+        ("causal", str(config.causal).lower(), "true"),
+        ("attention_window", config.attention_window, 0),
+    ):
+        if value != plain_value:
+            raise ModelError(f"model.{option}={value}: no Hugging Face family here has it; set it to {plain_value}")
     plain = config.key_value_heads == config.heads and config.head_width * config.heads == config.hidden_size
     normed = config.qk_norm or config.qk_norm_whole
     learned = (config.positions, config.norm, config.bias) == ("learned", "layernorm", True)

@@ -3,8 +3,8 @@
 A model asks a factory for its parts, so a model file knows no mesh. `parallel/layers.py` has the factory over
 megatron-core; a fused kernel or another number format is a further factory.
 
-Shapes: S sequence (this rank's share where sequence parallelism cuts it), B batch, H hidden. Activations are [S, B, H],
-sequence first as in megatron-core, since sequence parallelism cuts dim 0.
+Shapes: S sequence (this rank's share where context or sequence parallelism cuts it), B batch, H hidden. Activations are
+[S, B, H], sequence first as in megatron-core, since sequence parallelism cuts dim 0.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.core import AttentionCore, CoreSpec, PlainCore, Spans
 from models.functions import rms_norm
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
@@ -38,14 +39,20 @@ class Layers(Protocol):
     def share(self, count: int) -> int:
         """How many of `count` heads or features this rank holds."""
 
-    def sequence_start(self, length: int) -> int:
-        """Global position of the first of `length` local positions."""
+    def spans(self, length: int) -> Spans:
+        """Global positions of `length` local rows as they flow between blocks."""
+
+    def spans_in_heads(self, length: int) -> Spans:
+        """Global positions of `length` local rows where this rank has a share of the heads."""
 
     def uncut(self, length: int) -> int:
         """Sequence length of which `length` positions are this rank's share."""
 
     def feature_start(self, count: int) -> int:
         """Global index of the first of `count` local heads or features."""
+
+    def attention_core(self, spec: CoreSpec, heads: int) -> AttentionCore:
+        """Attention of this rank's `heads` query heads."""
 
     def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:
         """Linear layer [S, B, inputs] -> [S_full, B, share of every part], the parts side by side."""
@@ -106,8 +113,14 @@ class PlainLayers:
     def share(self, count: int) -> int:
         return count
 
-    def sequence_start(self, length: int) -> int:
-        return 0
+    def spans(self, length: int) -> Spans:
+        return ((0, length),)
+
+    def spans_in_heads(self, length: int) -> Spans:
+        return self.spans(length)
+
+    def attention_core(self, spec: CoreSpec, heads: int) -> AttentionCore:
+        return PlainCore(spec, self.clock, self.feature_start(heads))
 
     def uncut(self, length: int) -> int:
         return length
@@ -237,9 +250,13 @@ class Dropout(nn.Module):
         if self.probability == 0 or not self.training:
             return x
         length, batch, hidden = x.shape
-        start = self._layers.sequence_start(length)
-        index = offsets(
-            (batch + 1, sequence_length, hidden), (first_sample, start, 0), (batch, length, hidden), x.device
+        shape = (batch + 1, sequence_length, hidden)
+        index = torch.cat(
+            [
+                offsets(shape, (first_sample, start, 0), (batch, stop - start, hidden), x.device)
+                for start, stop in self._layers.spans(length)
+            ],
+            dim=1,
         )
         return drop(x, self._key, self.probability, index.transpose(0, 1))
 

@@ -76,7 +76,8 @@ def fill_normal(tensor: Tensor, key: int, shape: tuple[int, ...], offset: tuple[
 
 
 class Clock:
-    """Which samples a forward pass sees, so that dropout masks are a function of the sample and not of the layout.
+    """Which samples a forward pass sees, so that dropout masks are a function of the sample and not of the layout, and
+    the documents that they are made of, which every stage of a pipeline must know.
 
     The engine calls `start` once a step with the global index of the first sequence of this data rank; the
     micro-batches follow in order. A block asks `first_sample` once a forward pass; recomputation is given the same
@@ -88,11 +89,13 @@ class Clock:
         self.moment = 0
         self._first = 0
         self._calls: dict[str, int] = {}
+        self._documents: Tensor | None = None
 
-    def start(self, first_sample: int) -> None:
-        """A step begins whose first sequence on this data rank has this global index."""
+    def start(self, first_sample: int, documents: Tensor | None = None) -> None:
+        """A step begins whose first sequence on this data rank has this global index. documents: int64 [R, S], the number
+        of each token's document, S uncut; for models whose attention does not cross documents."""
         self.moment += 1
-        self._first = first_sample
+        self._first, self._documents = first_sample, documents
         self._calls = {}
 
     def first_sample(self, block: str, sequences: int) -> int:
@@ -100,6 +103,11 @@ class Clock:
         calls = self._calls.get(block, 0)
         self._calls[block] = calls + 1
         return self._first + calls * sequences
+
+    def documents(self, first_sample: int, sequences: int) -> Tensor:
+        """Document numbers int64 [B, S] of some sequences of this step, S uncut."""
+        assert self._documents is not None, "a model with a document mask was run without being told of documents"
+        return self._documents[first_sample - self._first :][:sequences]
 
 
 def drop(x: Tensor, key: int, probability: float, index: Tensor) -> Tensor:

@@ -51,6 +51,11 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
             f"train.sequence_length={sequence_length}: does not divide by parallel.tensor={degree}, as "
             "parallel.sequence_parallel=true needs; choose a multiple"
         )
+    _check_context(config, model, sequence_length)
+    if model.document_mask and model.document_end < 0:
+        raise ParallelError(
+            "model.document_end=-1: model.document_mask=true must know the token that ends documents; name it"
+        )
     stages = stage_count(config)
     if stages > model.layers:
         each = f" of {stages_per_rank(config)} stages each" if stages > config.pipeline else ""
@@ -92,6 +97,34 @@ def _check_experts(config: ParallelConfig, model: ModelConfig, sequence_length: 
             f"parallel.data_replicas={config.data_replicas}: must divide the {apart} ranks that hold the same experts "
             "(parallel.data x parallel.context / parallel.expert); choose a divisor of it"
         )
+def _check_context(config: ParallelConfig, model: ModelConfig, sequence_length: int) -> None:
+    degree = config.context
+    if degree == 1:
+        return
+    pieces = (2 if config.context_method == "ring" else 1) * degree
+    if sequence_length % pieces:
+        raise ParallelError(
+            f"train.sequence_length={sequence_length}: does not divide into the {pieces} pieces that parallel.context={degree} "
+            f"cuts for parallel.context_method={config.context_method}; choose a multiple"
+        )
+    if config.sequence_parallel and sequence_length // degree % config.tensor:
+        raise ParallelError(
+            f"train.sequence_length={sequence_length}: its share under parallel.context={degree} does not divide by "
+            f"parallel.tensor={config.tensor}, as parallel.sequence_parallel=true needs; choose a multiple of "
+            f"{degree * config.tensor}"
+        )
+    if config.context_method == "ring":
+        return
+    heads, groups = model.heads // config.tensor, model.key_value_heads // config.tensor
+    for option, value, fits in (
+        ("heads", model.heads, heads % degree == 0),
+        ("kv_heads", model.key_value_heads, groups % degree == 0 or degree % groups == 0),
+    ):
+        if not fits:
+            raise ParallelError(
+                f"model.{option}={value}: parallel.context_method=ulysses cannot share them out over parallel.tensor="
+                f"{config.tensor} x parallel.context={degree}; choose another degree or parallel.context_method=ring"
+            )
 
 
 def check_micro_batches(config: ParallelConfig, micro_batches: int) -> None:

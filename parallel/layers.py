@@ -16,11 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.core import AttentionCore, CoreSpec, Spans, slice_spans
 from models.layers import Layers, Loss, PlainLayers
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
 from models.parameters import declare
 from models.random import Clock
+from parallel.context import ContextLayers, core_for, cut_for
 from parallel.experts import MeshExperts
 from parallel.megatron import (
     ColumnParallelLinear,
@@ -36,7 +38,11 @@ from parallel.mesh import Mesh
 
 def layers_for(mesh: Mesh, dtype: torch.dtype, clock: Clock) -> Layers:
     """The factory for a layout: megatron-core's layers where tensor > 1, plain modules where it is 1."""
-    layers = PlainLayers(dtype, clock) if mesh.config.tensor == 1 else MegatronLayers(mesh, dtype, clock)
+    layers: Layers
+    if mesh.config.tensor > 1:
+        layers = MegatronLayers(mesh, dtype, clock)
+    else:
+        layers = PlainLayers(dtype, clock) if mesh.config.context == 1 else ContextLayers(mesh, dtype, clock)
     if mesh.config.expert > 1:
         layers.experts = MeshExperts(mesh)
     return layers
@@ -49,6 +55,20 @@ def gather_vocabulary(logits: Tensor, mesh: Mesh) -> Tensor:
     shares = [torch.empty_like(logits) for _ in range(mesh.config.tensor)]
     dist.all_gather(shares, logits.contiguous(), group=mesh.tensor_group)
     return torch.cat(shares, dim=-1)
+
+
+def logits_at(logits: Tensor | None, position: int, length: int, mesh: Mesh) -> Tensor | None:
+    """Logits float32 [B, V] after a position of sequences of `length`, on every rank of the tensor and context axes.
+
+    logits: [S/C, B, share of V], or None on ranks without the head, who are told None.
+    """
+    if logits is None:
+        return None
+    rank, row = cut_for(mesh).find(position, length)
+    found = gather_vocabulary(logits[row].float(), mesh).contiguous()
+    if mesh.config.context > 1:
+        dist.broadcast(found, group=mesh.context_group, group_src=rank)
+    return found
 
 
 class _GatherSequence(torch.autograd.Function):
@@ -124,7 +144,7 @@ class MegatronLayers:
     """Layers cut over the tensor axis of a mesh."""
 
     def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock) -> None:
-        self.dtype, self.clock = dtype, clock
+        self.dtype, self.clock, self._mesh, self._cut = dtype, clock, mesh, cut_for(mesh)
         self.routing = Routing()
         self.experts: ExpertAxis = LocalExperts()
         self.group, self.rank, self.degree = mesh.tensor_group, mesh.place.tensor, mesh.config.tensor
@@ -143,10 +163,17 @@ class MegatronLayers:
         return count // self.degree
 
     def uncut(self, length: int) -> int:
-        return length * self.degree if self.sequence_parallel else length
+        return self._cut.degree * (length * self.degree if self.sequence_parallel else length)
 
-    def sequence_start(self, length: int) -> int:
-        return self.rank * length if self.sequence_parallel else 0
+    def spans(self, length: int) -> Spans:
+        whole = self._cut.spans(self.uncut(length))
+        return slice_spans(whole, self.rank * length, (self.rank + 1) * length) if self.sequence_parallel else whole
+
+    def spans_in_heads(self, length: int) -> Spans:
+        return self._cut.spans(length * self._cut.degree)
+
+    def attention_core(self, spec: CoreSpec, heads: int) -> AttentionCore:
+        return core_for(self._mesh, spec, self.clock, heads)
 
     def feature_start(self, count: int) -> int:
         return self.rank * count

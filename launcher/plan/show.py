@@ -60,9 +60,10 @@ def _world(arguments: list[str], parallel: ParallelConfig) -> int:
 def _vocabulary(recipe: Recipe) -> Recipe:
     """The recipe with a vocabulary: the model's own, the built corpus's, or what the tokenizer will be trained to."""
     if recipe.model.vocab_size:
-        return recipe
+        return with_vocabulary(recipe, 0)
     try:
-        return with_vocabulary(recipe, Manifest.load(Path(recipe.data.path)).vocab_size)
+        manifest = Manifest.load(Path(recipe.data.path))
+        return with_vocabulary(recipe, manifest.vocab_size, manifest.eod)
     except ValueError:
         return with_vocabulary(recipe, recipe.tokenizer.vocab_size or 257)
 

@@ -43,6 +43,7 @@ from models.layers import Layers
 from models.parameters import declaration, initialise
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece, rectangles_of_range
+from parallel.context import cut_for, documents_of
 from parallel.engines.base import (
     Batch,
     EngineSpec,
@@ -62,7 +63,7 @@ from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refres
 from parallel.engines.routing import finish_routing
 from parallel.engines.state import parameter_pieces, routing_pieces
 from parallel.experts import same_on_replicas
-from parallel.layers import gather_vocabulary, layers_for
+from parallel.layers import layers_for, logits_at
 from parallel.mesh import MegatronUnit, Mesh
 from parallel.stages import stage_bounds
 
@@ -73,7 +74,7 @@ class DeepSpeedEngine:
     def __init__(self, spec: EngineSpec, mesh: Mesh) -> None:
         self.spec, self.mesh, self.device = spec, mesh, mesh.device
         self.dtype = model_dtype(spec.precision.name)
-        self.clock = Clock(spec.seed)
+        self.clock, self.cut = Clock(spec.seed), cut_for(mesh)
         self.layers = layers_for(mesh, self.dtype, self.clock)
         self.loss = self.layers.loss()
         self.pipelined = mesh.config.pipeline > 1
@@ -107,7 +108,7 @@ class DeepSpeedEngine:
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         check_batch(batch, self.spec.micro_batch)
-        self.clock.start(batch.first_sample)
+        batch = self._share(batch)
         self.layers.routing.start(self._routing_scale())
         set_learning_rate(self.engine.basic_optimizer, learning_rate)
         batch, valid = self._scaled(batch)
@@ -118,6 +119,7 @@ class DeepSpeedEngine:
         return StepResult(mean * valid, valid, norm, skipped, routing)
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
+        batch = self._share(batch)
         scaled, valid = self._scaled(batch)
         count = batch.inputs.shape[0] // self.spec.micro_batch
         if self.pipelined:
@@ -132,11 +134,14 @@ class DeepSpeedEngine:
         return self.mesh.sum_over_data(total), valid
 
     def next_logits(self, tokens: Tensor, position: int) -> Tensor:
-        tokens = tokens.to(self.device)
+        self.clock.start(0, documents_of(self.spec.model, tokens, self.device))
+        length, tokens = tokens.shape[1], self.cut.take(tokens.to(self.device))
         if not self.pipelined:
             self.engine.eval()
             with torch.no_grad():
-                return same_on_replicas(gather_vocabulary(self.engine(tokens)[position].float(), self.mesh), self.mesh)
+                logits = logits_at(self.engine(tokens), position, length, self.mesh)
+            assert logits is not None
+            return same_on_replicas(logits, self.mesh)
         zero = torch.zeros(tokens.shape, dtype=torch.float32, device=self.device)
         feed = iter([(tokens, (tokens, zero))])
         with _quiet():
@@ -144,7 +149,8 @@ class DeepSpeedEngine:
         size = (tokens.shape[0], self.spec.model.padded_vocab)
         logits = torch.empty(size, dtype=torch.float32, device=self.device)
         if self.mesh.last_stage:
-            logits = gather_vocabulary(found[1][position].float(), self.mesh).contiguous()
+            logits = logits_at(found[1], position, length, self.mesh)
+            assert logits is not None
         source = dist.get_process_group_ranks(self.mesh.pipeline_group)[-1]
         dist.broadcast(logits, src=source, group=self.mesh.pipeline_group)
         return same_on_replicas(logits, self.mesh)
@@ -275,6 +281,10 @@ class DeepSpeedEngine:
         of the same micro-batch."""
         scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0) or 1.0)
         return scale * self.mesh.config.context / self.spec.micro_batches
+    def _share(self, batch: Batch) -> Batch:
+        """This rank's positions of a batch, of which the clock is told whole."""
+        self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
+        return self.cut.batch(batch)
 
     def _scaled(self, batch: Batch) -> tuple[Batch, float]:
         """The batch with weights scaled against DeepSpeed's means, and the valid tokens of the global batch."""

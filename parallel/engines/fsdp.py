@@ -29,6 +29,7 @@ from models.moe.layer import MixtureOfExperts
 from models.parameters import Declaration, declaration, initialise
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece
+from parallel.context import cut_for, documents_of
 from parallel.engines.base import (
     Batch,
     EngineSpec,
@@ -49,7 +50,7 @@ from parallel.engines.pipeline import Pipeline, groups_of
 from parallel.engines.routing import finish_routing
 from parallel.engines.state import parameter_pieces, routing_pieces
 from parallel.experts import same_on_replicas
-from parallel.layers import gather_vocabulary, layers_for
+from parallel.layers import layers_for, logits_at
 from parallel.mesh import Mesh
 from parallel.schedule import owner, stage_count, stages_of
 from parallel.stages import stage_bounds
@@ -93,7 +94,7 @@ class FsdpEngine:
     def __init__(self, spec: EngineSpec, mesh: Mesh) -> None:
         self.spec, self.mesh, self.device = spec, mesh, mesh.device
         self.dtype = model_dtype(spec.precision.name)
-        self.clock = Clock(spec.seed)
+        self.clock, self.cut = Clock(spec.seed), cut_for(mesh)
         self.layers = layers_for(mesh, torch.float32, self.clock)
         self.loss = self.layers.loss()
         self.replicas = mesh.config.data_replicas if mesh.config.zero_stage else mesh.config.replicas
@@ -116,7 +117,7 @@ class FsdpEngine:
         check_batch(batch, self.spec.micro_batch)
         for module in self.modules.values():
             module.train()
-        self.clock.start(batch.first_sample)
+        batch = self._share(batch)
         valid = self.mesh.sum_over_data(float(batch.weights.sum()))
         self._batch, self._factor = batch, self.mesh.config.replicas / valid
         count = batch.inputs.shape[0] // self.spec.micro_batch
@@ -145,7 +146,7 @@ class FsdpEngine:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:
-        total = 0.0
+        batch, total = self._share(batch), 0.0
         for micro in micro_batches(batch, self.spec.micro_batch):
             logits = self._forward(micro.inputs)
             if logits is not None:
@@ -155,12 +156,11 @@ class FsdpEngine:
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, position: int) -> Tensor:
-        logits = self._forward(tokens)
+        self.clock.start(0, documents_of(self.spec.model, tokens, self.device))
+        logits = logits_at(self._forward(self.cut.take(tokens)), position, tokens.shape[1], self.mesh)
         self._reshard()
         size = (tokens.shape[0], self.spec.model.padded_vocab)
-        found = torch.empty(size, dtype=torch.float32, device=self.device)
-        if logits is not None:
-            found = gather_vocabulary(logits[position].float(), self.mesh).contiguous()
+        found = torch.empty(size, dtype=torch.float32, device=self.device) if logits is None else logits
         if self.pipeline is not None:
             last = owner(self.mesh.config, self.stages - 1)
             dist.broadcast(found, group=self.mesh.pipeline_group, group_src=last)
@@ -277,7 +277,7 @@ class FsdpEngine:
 
     def _build_pipeline(self) -> Pipeline:
         spec, config = self.spec, self.mesh.config
-        length, rows = spec.sequence_length, spec.micro_batch
+        length, rows = spec.sequence_length // config.context, spec.micro_batch
         share = config.tensor if config.sequence_parallel else 1
         return Pipeline(
             self.mesh,
@@ -298,6 +298,11 @@ class FsdpEngine:
         return index % shard.over.replicas == shard.over.replica
 
     # Stepping -------------------------------------------------------------------------------------------------------
+
+    def _share(self, batch: Batch) -> Batch:
+        """This rank's positions of a batch, of which the clock is told whole."""
+        self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
+        return self.cut.batch(batch)
 
     def _run_plain(self, batch: Batch) -> None:
         (module,) = self.modules.values()

@@ -16,6 +16,7 @@ from models.parameters import declaration
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece
 from parallel.config import ParallelError
+from parallel.context import documents_of
 from parallel.engines.base import (
     Batch,
     EngineSpec,
@@ -71,7 +72,7 @@ class TorchEngine:
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         check_batch(batch, self.spec.micro_batch)
         self.model.train()
-        self.clock.start(batch.first_sample)
+        self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
         self.layers.routing.start(self.scale * self.spec.micro_batch / batch.inputs.shape[0])
         valid = float(batch.weights.sum())
         loss_sum = torch.zeros((), device=self.device)
@@ -96,6 +97,7 @@ class TorchEngine:
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         self.model.eval()
+        self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
         total = 0.0
         with torch.no_grad():
             for micro in micro_batches(batch, self.spec.micro_batch):
@@ -104,6 +106,7 @@ class TorchEngine:
 
     def next_logits(self, tokens: Tensor, position: int) -> Tensor:
         self.model.eval()
+        self.clock.start(0, documents_of(self.spec.model, tokens, self.device))
         with torch.no_grad():
             return self.model(tokens.to(self.device))[position].float()
 

@@ -151,7 +151,7 @@ def test_no_token_sees_the_future(config: ModelConfig) -> None:
 
 
 def test_rotation_depends_on_distance_alone() -> None:
-    cosine, sine = rotary_table(64, 16, 1e4, RopeScaling(), torch.device("cpu"), torch.float64)
+    cosine, sine = rotary_table(((0, 64),), 16, 1e4, RopeScaling(), torch.device("cpu"), torch.float64)
     query, key = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     queries, keys = rotate(query.expand(64, 1, 1, 16), cosine, sine), rotate(key.expand(64, 1, 1, 16), cosine, sine)
     scores = queries.flatten(1) @ keys.flatten(1).t()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.attention import Attention
 from models.config import ModelConfig
+from models.core import Spans
 from models.feedforward import FeedForward
 from models.layers import Dropout, PlainLayers, cross_entropy
 from models.random import Clock
@@ -34,8 +35,8 @@ SEED = 9
 class SecondHalf(PlainLayers):
     """The layers of a rank that holds the second half of each sequence."""
 
-    def sequence_start(self, length: int) -> int:
-        return length
+    def spans(self, length: int) -> Spans:
+        return ((length, 2 * length),)
 
     def uncut(self, length: int) -> int:
         return 2 * length
@@ -75,8 +76,8 @@ def test_attention_mask_does_not_depend_on_how_the_heads_are_cut() -> None:
     half = Attention(DROPPING, LastHeads(clock=Clock(SEED)), "layers.0", recompute_core=False)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(12, 3, heads, 8, generator=generator) for heads in (4, 2, 2))
-    expected = whole._core(query, key, value, 7)[..., 16:]
-    torch.testing.assert_close(half._core(query[:, :, 2:], key[:, :, 1:], value[:, :, 1:], 7), expected)
+    expected = whole._attend(query, key, value, 7, True)[..., 16:]
+    torch.testing.assert_close(half._attend(query[:, :, 2:], key[:, :, 1:], value[:, :, 1:], 7, True), expected)
 
 
 def test_masks_differ_by_name_seed_and_sample() -> None:

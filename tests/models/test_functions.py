@@ -17,7 +17,7 @@ S, B, HEADS, KV_HEADS, D = 3, 2, 4, 2, 6
 
 
 def table(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return rotary_table(S, D, 100.0, RopeScaling(), torch.device("cpu"), dtype)
+    return rotary_table(((0, S),), D, 100.0, RopeScaling(), torch.device("cpu"), dtype)
 
 
 def plain_gated(x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from models.moe.config import MoEConfig
 from parallel.config import ParallelConfig, PrecisionConfig
 
 SEQUENCES, LENGTH, VOCABULARY = 8, 16, 61
+DOCUMENT_END = 0
 
 ADAMW = OptimizerConfig(name="adamw", learning_rate=3e-3, clip_norm=1.0)
 SGD = OptimizerConfig(name="sgd", learning_rate=0.3, beta1=0.5, weight_decay=0.01, clip_norm=0.5)
@@ -50,6 +51,21 @@ DIALECTS: dict[str, ModelConfig] = {
         tied_embeddings=False,
         dropout=0.1,
         attention_dropout=0.1,
+    ),
+    # each position sees five, in grouped-query attention: some blocks of a ring are empty, some full, some neither
+    "window": replace(_MINUTE, kv_heads=2, attention_window=5, tied_embeddings=True),
+    # attention ends at documents; learned positions run on over them
+    "documents": replace(
+        _MINUTE, positions="learned", document_mask=True, document_end=DOCUMENT_END, kv_heads=2, tied_embeddings=False
+    ),
+    # both, with dropout of attention weights
+    "parted": replace(
+        _MINUTE,
+        attention_window=6,
+        document_mask=True,
+        document_end=DOCUMENT_END,
+        attention_dropout=0.1,
+        dropout=0.1,
     ),
     # a vocabulary that outweighs the layers: the last of two stages is the tied head alone
     "head": replace(_MINUTE, vocab_size=1001, layers=2, tied_embeddings=True),
@@ -148,6 +164,7 @@ class Case:
         """Degrees and whatever is not the default, for the names of tests."""
         config = self.parallel
         words = [f"{config.tensor}x{config.pipeline}x{max(1, config.data)}"]
+        words += [f"{config.context}{config.context_method}"] if config.context > 1 else []
         words += [] if config.engine == "auto" else [config.engine]
         words += [] if self.world_size == 1 and config.engine == "torch" else [f"zero{config.zero_stage}"]
         words += [] if config.schedule == "1f1b" else [config.schedule]
@@ -162,10 +179,13 @@ class Case:
 
 
 def tokens_of_step(step: int) -> Tensor:
-    """Tokens int64 [8, 17] of a step: every second one can be foretold, so there is something to learn."""
+    """Tokens int64 [8, 17] of a step: every second one can be foretold, so there is something to learn; documents end in
+    every second row."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(0, VOCABULARY, (SEQUENCES, LENGTH + 1), generator=generator)
     tokens[:, 1::2] = (tokens[:, 0:-1:2] * 3 + 1) % VOCABULARY
+    tokens[step % 2 :: 2, (5 * step + 3) % LENGTH] = DOCUMENT_END
+    tokens[step % 4 :: 4, (5 * step + 9) % LENGTH] = DOCUMENT_END
     return tokens
 
 
