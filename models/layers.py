@@ -249,16 +249,22 @@ class Dropout(nn.Module):
         """x: [S, B, H]; first_sample: global index of the first sequence; sequence_length: the uncut S."""
         if self.probability == 0 or not self.training:
             return x
-        length, batch, hidden = x.shape
-        shape = (batch + 1, sequence_length, hidden)
-        index = torch.cat(
-            [
-                offsets(shape, (first_sample, start, 0), (batch, stop - start, hidden), x.device)
-                for start, stop in self._layers.spans(length)
-            ],
-            dim=1,
-        )
-        return drop(x, self._key, self.probability, index.transpose(0, 1))
+        return drop(x, self._key, self.probability, offsets_of(self._layers, x, first_sample, sequence_length))
+
+
+def offsets_of(layers: Layers, x: Tensor, first_sample: int, sequence_length: int) -> Tensor:
+    """Where the elements of this rank's activations [S, B, H] stand in those of all samples, int64: what random numbers are a
+    function of. sequence_length: the uncut S."""
+    length, batch, hidden = x.shape
+    shape = (batch + 1, sequence_length, hidden)
+    index = torch.cat(
+        [
+            offsets(shape, (first_sample, start, 0), (batch, stop - start, hidden), x.device)
+            for start, stop in layers.spans(length)
+        ],
+        dim=1,
+    )
+    return index.transpose(0, 1)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

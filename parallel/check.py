@@ -97,6 +97,8 @@ def _check_experts(config: ParallelConfig, model: ModelConfig, sequence_length: 
             f"parallel.data_replicas={config.data_replicas}: must divide the {apart} ranks that hold the same experts "
             "(parallel.data x parallel.context / parallel.expert); choose a divisor of it"
         )
+
+
 def _check_context(config: ParallelConfig, model: ModelConfig, sequence_length: int) -> None:
     degree = config.context
     if degree == 1:

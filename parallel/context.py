@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.config import ModelConfig
-from models.core import AttentionCore, CoreSpec, PlainCore, Spans, document_numbers, take_spans
+from models.core import AttentionCore, CoreSpec, PlainCore, Spans, document_numbers, positions_of, take_spans
 from models.layers import PlainLayers
 from models.random import Clock
 from parallel.engines.base import Batch
@@ -82,7 +82,33 @@ def core_for(mesh: Mesh, spec: CoreSpec, clock: Clock, heads: int) -> AttentionC
     )
 
 
-class ContextLayers(PlainLayers):
+class AcrossContext:
+    """What routers ask of the context axis: mixture layers judge a micro-batch's sequences whole."""
+
+    _mesh: Mesh
+    _cut: SequenceCut
+
+    def whole_sequence(self, x: Tensor) -> Tensor:
+        if self._cut.degree == 1:
+            return x
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(self._cut.degree)]
+        dist.all_gather(parts, x.contiguous(), group=self._mesh.context_group)
+        length = x.shape[0] * self._cut.degree
+        whole = x.new_empty(length, *x.shape[1:])
+        for rank, part in enumerate(parts):
+            whole[positions_of(self._cut.spans(length, rank), x.device)] = part
+        return whole
+
+    def own_positions(self, x: Tensor) -> Tensor:
+        return x if self._cut.degree == 1 else take_spans(x, self._cut.spans(x.shape[0]), 0)
+
+    def count_over_context(self, counts: Tensor) -> Tensor:
+        if self._cut.degree > 1:
+            dist.all_reduce(counts, group=self._mesh.context_group)
+        return counts
+
+
+class ContextLayers(AcrossContext, PlainLayers):
     """The factory where only the context axis cuts sequences: layers are whole, positions and attention are not."""
 
     def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock) -> None:

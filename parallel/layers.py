@@ -22,7 +22,7 @@ from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
 from models.parameters import declare
 from models.random import Clock
-from parallel.context import ContextLayers, core_for, cut_for
+from parallel.context import AcrossContext, ContextLayers, core_for, cut_for
 from parallel.experts import MeshExperts
 from parallel.megatron import (
     ColumnParallelLinear,
@@ -140,7 +140,7 @@ def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return share
 
 
-class MegatronLayers:
+class MegatronLayers(AcrossContext):
     """Layers cut over the tensor axis of a mesh."""
 
     def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock) -> None:
@@ -214,15 +214,6 @@ class MegatronLayers:
 
     def gather_choices(self, choices: Tensor) -> Tensor:
         return _all_gather(choices, self.group) if self.sequence_parallel else choices
-
-    def whole_sequence(self, x: Tensor) -> Tensor:
-        return x
-
-    def own_positions(self, x: Tensor) -> Tensor:
-        return x
-
-    def count_over_context(self, counts: Tensor) -> Tensor:
-        return counts
 
 
 def _loss(logits: Tensor, targets: Tensor) -> Tensor:

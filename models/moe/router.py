@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Layers
+from models.layers import Layers, offsets_of
 from models.moe.config import MoEConfig
 from models.moe.telemetry import BUCKETS
-from models.random import offsets, stream_key, uniform
+from models.random import stream_key, uniform
 
 Choice = tuple[Tensor, Tensor, Tensor | None]
 """Where the whole sequence's tokens go, on every rank of the tensor axis: weights float32 and experts int64 [S, B, K], and
@@ -70,11 +70,8 @@ class Router(nn.Module):
     def _jittered(self, x: Tensor, first_sample: int) -> Tensor:
         if not self.config.jitter or not self.training:
             return x
-        length, batch, hidden = x.shape
-        whole = self._layers.uncut(length)
-        start = self._layers.sequence_start(length)
-        index = offsets((batch + 1, whole, hidden), (first_sample, start, 0), (batch, length, hidden), x.device)
-        noise = uniform(self._noise, index.transpose(0, 1)).mul_(2).sub_(1).mul_(self.config.jitter).add_(1)
+        index = offsets_of(self._layers, x, first_sample, self._layers.uncut(x.shape[0]))
+        noise = uniform(self._noise, index).mul_(2).sub_(1).mul_(self.config.jitter).add_(1)
         return x * noise.float()
 
     def _balanced(self, weights: Tensor, logits: Tensor, scores: Tensor, whole: Tensor) -> Tensor:

@@ -281,6 +281,7 @@ class DeepSpeedEngine:
         of the same micro-batch."""
         scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0) or 1.0)
         return scale * self.mesh.config.context / self.spec.micro_batches
+
     def _share(self, batch: Batch) -> Batch:
         """This rank's positions of a batch, of which the clock is told whole."""
         self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))

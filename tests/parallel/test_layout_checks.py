@@ -98,6 +98,42 @@ def test_a_sequence_that_does_not_divide_is_refused_with_sequence_parallelism_on
         check_model(ParallelConfig(tensor=2, sequence_parallel=True), MODEL, 127)
 
 
+@pytest.mark.parametrize(
+    ("options", "changes", "length", "words"),
+    [
+        ({"context": 2}, {}, 126, ["train.sequence_length=126", "4 pieces", "parallel.context=2", "ring"]),
+        ({"context": 4, "context_method": "ulysses"}, {}, 126, ["sequence_length=126", "4 pieces", "ulysses"]),
+        (
+            {"context": 2, "tensor": 2, "sequence_parallel": True, "context_method": "ulysses"},
+            {},
+            126,
+            ["sequence_length=126", "parallel.context=2", "tensor=2", "multiple of 4"],
+        ),
+        ({"context": 8, "context_method": "ulysses"}, {}, 128, ["model.heads=4", "context=8", "context_method=ring"]),
+        (
+            {"context": 3, "context_method": "ulysses"},
+            {"heads": 6, "kv_heads": 2, "head_size": 8},
+            126,
+            ["model.kv_heads=2", "parallel.context=3", "context_method=ring"],
+        ),
+        ({}, {"document_mask": True}, 128, ["model.document_end=-1", "document_mask=true", "ends documents"]),
+    ],
+)
+def test_a_sequence_or_heads_that_the_context_axis_cannot_cut_are_refused(
+    options: dict, changes: dict, length: int, words: list[str]
+) -> None:
+    with pytest.raises(ParallelError) as refusal:
+        check_model(ParallelConfig(**options), replace(MODEL, **changes), length)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_what_the_context_axis_can_cut_is_let_through() -> None:
+    check_model(ParallelConfig(context=8), MODEL, 128)  # a ring asks nothing of heads
+    check_model(ParallelConfig(context=4, context_method="ulysses"), MODEL, 124)  # key-value heads go to two ranks each
+    check_model(ParallelConfig(context=2, tensor=2, context_method="ulysses", sequence_parallel=True), MODEL, 128)
+
+
 def test_a_padded_vocabulary_divides() -> None:
     check_model(ParallelConfig(tensor=2), replace(MODEL, vocab_size=1001, vocab_multiple=2), 128)
 

@@ -7,6 +7,7 @@ the same on each of its ranks and, for 20 optimizer steps in float32, the loss w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -175,6 +176,42 @@ EXPERT_LAYOUTS = [
     # three axes
     case("experts", ADAMW, 2, 2, 2, engine="torch", expert=2, zero_stage=1),
     case("capacity", SGD, 2, 2, 2, engine="torch", expert=2, schedule="gpipe", zero_stage=3, sequence_parallel=True),
+    # over the context axis, or over both
+    case("experts", SGD, 1, 1, 1, context=2, expert=2, zero_stage=1),
+    case("capacity", ADAMW, 1, 1, 1, engine="torch", context=2, expert=2, context_method="ulysses", zero_stage=3),
+    case("switch", SGD, 1, 1, 2, engine="torch", context=2, expert=4, zero_stage=2),
+    case("experts", ADAMW, 2, 1, 2, context=2, expert=2, zero_stage=2, sequence_parallel=True),
+    case("capacity", SGD, 2, 1, 2, engine="torch", context=2, expert=4, zero_stage=3, sequence_parallel=True),
+    case("switch", ADAMW, 1, 2, 2, engine="torch", context=2, expert=2, context_method="ulysses", zero_stage=1),
+    case("experts", SGD, 2, 2, 1, context=2, expert=2, zero_stage=1, micro_batch=1),
+]
+
+# The context axis: every mask by both methods under both engines at degree 2 or 4, and with each other axis.
+CONTEXT_LAYOUTS = [
+    case("gpt", SGD, 1, 1, 1, context=2, zero_stage=0),
+    case("qwen", ADAMW, 1, 1, 1, context=4, context_method="ulysses", zero_stage=3, recompute="block"),
+    case("window", SGD, 1, 1, 1, context=4, zero_stage=2),
+    case("window", SGD, 1, 1, 1, context=2, context_method="ulysses", zero_stage=1, recompute="selective"),
+    case("documents", ADAMW, 1, 1, 1, context=2, zero_stage=3, recompute="selective"),
+    case("documents", SGD, 1, 1, 1, context=4, context_method="ulysses", zero_stage=1),
+    case("llama", SGD, 1, 1, 1, engine="torch", context=4, zero_stage=3),
+    case("post", SGD, 1, 1, 1, engine="torch", context=2, context_method="ulysses", zero_stage=0),
+    case("window", SGD, 1, 1, 1, engine="torch", context=2, zero_stage=3, recompute="block"),
+    case("window", ADAMW, 1, 1, 1, engine="torch", context=4, context_method="ulysses", zero_stage=1),
+    case("documents", SGD, 1, 1, 1, engine="torch", context=4, zero_stage=2, offload_optimizer=True),
+    case("documents", SGD, 1, 1, 1, engine="torch", context=2, context_method="ulysses", zero_stage=0),
+    # two axes
+    case("parted", SGD, 2, 1, 1, context=2, zero_stage=1, sequence_parallel=True, recompute="selective"),
+    case("qwen", SGD, 2, 1, 1, engine="torch", context=2, context_method="ulysses", zero_stage=3),
+    case("parted", SGD, 1, 2, 1, context=2, context_method="ulysses", zero_stage=0),
+    case("documents", SGD, 1, 2, 1, engine="torch", context=2, schedule="zbv", zero_stage=2, micro_batch=1),
+    case("post", SGD, 1, 1, 2, context=2, zero_stage=2),
+    case("parted", SGD, 1, 1, 2, engine="torch", context=2, context_method="ulysses", zero_stage=3, data_replicas=2),
+    # three axes
+    case("parted", SGD, 2, 2, 1, context=2, zero_stage=1, sequence_parallel=True),
+    case("window", SGD, 2, 1, 2, engine="torch", context=2, zero_stage=3, sequence_parallel=True, recompute="block"),
+    case("documents", SGD, 1, 2, 2, engine="torch", context=2, context_method="ulysses", zero_stage=1, micro_batch=1),
+    case("qwen", ADAMW, 2, 2, 1, engine="torch", context=2, schedule="dualpipev", zero_stage=2, micro_batch=1),
 ]
 
 DEGREES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
@@ -201,6 +238,28 @@ TORCH_PRODUCT = [
     if zero < 3 or degrees[1] == 1 or not SCHEDULES[str(options["schedule"])].splits_backward
     for cut in ((False, True) if degrees[0] > 1 else (False,))
     for dialect in ("llama", "gpt", "post", "qwen")
+]
+
+CONTEXT_PRODUCT = [
+    case(
+        dialect,
+        SGD,
+        *degrees,
+        engine=engine,
+        context=context,
+        context_method=method,
+        zero_stage=zero,
+        sequence_parallel=cut,
+        micro_batch=1 if degrees[1] > 1 else 2,
+    )
+    for engine in ("deepspeed", "torch")
+    for context in (2, 4)
+    for method in ("ring", "ulysses")
+    for degrees in ((1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2))
+    if context * math.prod(degrees) <= 8 and (method == "ring" or context * degrees[0] <= 4)
+    for zero in ((0, 1) if degrees[1] > 1 else (0, 3))
+    for cut in ((False, True) if degrees[0] > 1 else (False,))
+    for dialect in ("gpt", "qwen", "window", "documents", "parted")
 ]
 
 Reference = Callable[[Case], jobs.Curve]
@@ -257,13 +316,13 @@ def assert_routes_alike(curves: list[jobs.Curve], expected: jobs.Curve) -> None:
                 assert getattr(one, figure) == pytest.approx(getattr(other, figure), rel=1e-2), figure
 
 
-@pytest.mark.parametrize("layout", LAYOUTS + TORCH_LAYOUTS + EXPERT_LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS + TORCH_LAYOUTS + EXPERT_LAYOUTS + CONTEXT_LAYOUTS, ids=str)
 def test_matches_single_process(layout: Case, pools: Pools, reference: Reference) -> None:
     assert_matches_single_process(layout, pools, reference)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", PRODUCT + TORCH_PRODUCT, ids=str)
+@pytest.mark.parametrize("layout", PRODUCT + TORCH_PRODUCT + CONTEXT_PRODUCT, ids=str)
 def test_product_matches_single_process(layout: Case, pools: Pools, reference: Reference) -> None:
     assert_matches_single_process(layout, pools, reference)
 
@@ -327,6 +386,25 @@ def test_the_torch_list_has_every_schedule_and_data_mesh() -> None:
         for axis in ("data", "pipeline"):
             assert any(AXES[axis](c) and c.parallel.zero_stage == zero for c in TORCH_LAYOUTS), (axis, zero)
     assert sum(AXES["all three"](c) for c in TORCH_LAYOUTS) >= 4
+
+
+MASKS = {
+    "causal": lambda c: not c.model.attention_window and not c.model.document_mask,
+    "window": lambda c: c.model.attention_window > 0,
+    "documents": lambda c: c.model.document_mask,
+}
+
+
+def test_the_context_list_has_every_mask_by_every_method_under_every_engine() -> None:
+    for mask, has in MASKS.items():
+        seen = {(c.parallel.context_method, c.parallel.engine) for c in CONTEXT_LAYOUTS if has(c)}
+        assert len(seen) == 4, mask
+        for part in ("context_method", "engine"):
+            degrees = {(getattr(c.parallel, part), c.parallel.context) for c in CONTEXT_LAYOUTS if has(c)}
+            assert len(degrees) == 4, (mask, part)
+    for axis in ("tensor", "pipeline", "data"):
+        assert {c.parallel.context_method for c in CONTEXT_LAYOUTS if AXES[axis](c)} == {"ring", "ulysses"}, axis
+        assert {c.parallel.engine for c in CONTEXT_LAYOUTS if AXES[axis](c)} == {"deepspeed", "torch"}, axis
 
 
 def test_the_list_covers_each_option_with_each_axis() -> None:

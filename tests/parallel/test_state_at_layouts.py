@@ -52,6 +52,8 @@ INITIAL = [
     case("gpt", 2, 2, 2, zero_stage=0),
     case("llama", 1, 1, 2, zero_stage=3, precision=BF16),
     case("gpt", 2, 2, 2, zero_stage=1, precision=BF16),
+    case("window", 1, 1, 1, context=2, zero_stage=3),
+    case("gpt", 2, 1, 1, engine="torch", context=2, zero_stage=2),
     case("llama", 1, 1, 2, engine="torch", zero_stage=0),
     case("qwen", 1, 1, 4, engine="torch", zero_stage=3, data_replicas=2),
     case("post", 2, 1, 2, engine="torch", zero_stage=2, offload_optimizer=True),
@@ -126,6 +128,8 @@ SAME = [
     case("llama", 1, 1, 2, zero_stage=3, engine="torch", precision=BF16, offload_optimizer=True),
     case("post", 1, 1, 4, zero_stage=2, engine="torch", data_replicas=2),
     case("gpt", 1, 2, 2, zero_stage=2, engine="torch", schedule="dualpipev", optimizer=SGD, micro_batch=1),
+    case("parted", 1, 1, 1, zero_stage=1, context=2),
+    case("parted", 1, 2, 1, zero_stage=2, engine="torch", context=2, context_method="ulysses", optimizer=SGD),
 ]
 
 
@@ -159,6 +163,13 @@ OTHERS = [
         case("gpt", 2, 2, 2, engine="torch", schedule="interleaved_1f1b", virtual_stages=2, sequence_parallel=True),
         case("gpt", 1, 1, 1).reference,
     ),
+    # from context to context
+    (case("documents", 1, 1, 1, zero_stage=3, context=2), case("documents", 2, 1, 2, zero_stage=1)),
+    (
+        case("window", 1, 1, 2, engine="torch", zero_stage=3),
+        case("window", 2, 1, 1, engine="torch", zero_stage=0, context=2, context_method="ulysses"),
+    ),
+    (case("parted", 1, 2, 1, zero_stage=1, context=2), case("parted", 1, 1, 1).reference),
 ]
 
 

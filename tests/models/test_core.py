@@ -1,0 +1,143 @@
+"""Attention cores in one process: windows, documents and bidirectional attention, and blocks merged by log-sum-exp."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from models.attention_block import attend, attend_backward
+from models.core import CoreSpec, PlainCore, document_numbers, mask_for, slice_spans
+from models.random import Clock
+from tests.models.helpers import LLAMA, changed, random_decoder, random_tokens
+from tests.models.naive_attention import made_up, naive, sees
+
+MASKS = [
+    (causal, window, documents) for causal in (True, False) for window in (0, 1, 5, 99) for documents in (False, True)
+]
+
+
+@pytest.mark.parametrize(("causal", "window", "parted"), MASKS)
+@pytest.mark.parametrize("groups", [4, 2, 1])
+def test_the_plain_core_is_attention_written_out(causal: bool, window: int, parted: bool, groups: int) -> None:
+    query, key, value, documents, gradient = made_up(12, 3, 4, groups)
+    expected = naive(query, key, value, causal=causal, window=window, documents=documents if parted else None)
+    wanted = torch.autograd.grad(expected, (query, key, value), gradient)
+    clock = Clock(0)
+    clock.start(6, documents)
+    core = PlainCore(CoreSpec(causal=causal, window=window, documents=parted, heads=4), clock)
+    found = core(query, key, value, 6, False)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, (query, key, value), gradient), wanted)
+
+
+@pytest.mark.parametrize(("causal", "window", "parted"), MASKS)
+def test_dropping_nothing_changes_nothing(causal: bool, window: int, parted: bool) -> None:
+    """The core that is written out for dropout masks as the fused ones do."""
+    query, key, value, documents, _ = made_up(12, 2, 4, 2)
+    clock = Clock(0)
+    clock.start(0, documents)
+    spec = CoreSpec(causal=causal, window=window, documents=parted, dropout=1e-12, heads=4)
+    expected = naive(query, key, value, causal=causal, window=window, documents=documents if parted else None)
+    torch.testing.assert_close(PlainCore(spec, clock)(query, key, value, 0, True), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_called_empty_or_full_is_so() -> None:
+    cuts = [(0, 4), (4, 8), (3, 9), (8, 10), (9, 10)]
+    for causal, window in itertools.product((True, False), (0, 1, 3, 5, 7)):
+        spec = CoreSpec(causal=causal, window=window)
+        for rows, columns in itertools.product(cuts, cuts):
+            seen = [
+                sees(row, column, causal=causal, window=window, documents=None)
+                for row in range(*rows)
+                for column in range(*columns)
+            ]
+            assert spec.empty(rows, columns) == (not any(seen)), (spec, rows, columns)
+            assert spec.full(rows, columns) == all(seen), (spec, rows, columns)
+
+
+def test_slices_of_spans_are_slices_of_their_positions() -> None:
+    spans = ((2, 5), (9, 10), (12, 16))
+    flat = [position for span in spans for position in range(*span)]
+    for start, stop in itertools.combinations(range(9), 2):
+        assert [p for span in slice_spans(spans, start, stop) for p in range(*span)] == flat[start:stop]
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "mask", "rows that see nothing"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_fused_and_written_out_blocks_agree(kind: str, dtype: torch.dtype) -> None:
+    """Output, log-sum-exp and gradients; the written-out one is chosen by a dropout that keeps everything."""
+    generator = torch.Generator().manual_seed(0)
+    q, gradient = (torch.randn(2, 4, 6, 8, generator=generator).to(dtype) for _ in range(2))
+    k, v = (torch.randn(2, 2, 6, 8, generator=generator).to(dtype) for _ in range(2))
+    mask = None
+    if kind not in ("none", "causal"):
+        mask = torch.rand(2, 1, 6, 6, generator=generator) < 0.6
+        mask[..., 0] = True
+        if kind.startswith("rows"):
+            mask[:, :, 2:4] = False
+    found = attend(q, k, v, mask, kind == "causal", None)
+    expected = attend(q, k, v, mask, kind == "causal", lambda weights: weights)
+    close = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found, expected, check_dtype=False, **close)
+    if kind.startswith("rows"):
+        assert bool((found[1][:, :, 2:4] == -math.inf).all())
+        assert not bool(found[0][:, :, 2:4].any())
+    out, weight = (
+        expected[0],
+        expected[1].masked_fill(expected[1] == -math.inf, 0.5),
+    )  # as if other blocks gave them something
+    there = (gradient, q, out, weight, k, v, mask, kind == "causal")
+    torch.testing.assert_close(attend_backward(*there, None), attend_backward(*there, lambda weights: weights), **close)
+
+
+def test_an_end_belongs_to_the_document_that_it_ends() -> None:
+    tokens = torch.tensor([[5, 9, 1, 9, 9, 2], [9, 3, 3, 3, 3, 9]])
+    assert document_numbers(tokens, 9).tolist() == [[0, 0, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1]]
+
+
+def test_a_document_does_not_notice_what_stands_before_it() -> None:
+    """With rotary positions, which see only differences, packed documents give the logits of each alone."""
+    config = changed(LLAMA, document_mask=True, document_end=3)
+    decoder = random_decoder(config, dtype=torch.float64)
+    tokens = random_tokens(config, 1, 20)
+    tokens[tokens == 3] = 4
+    tokens[0, [6, 13]] = 3
+    clock = decoder.blocks[2]._layers.clock
+    clock.start(0, document_numbers(tokens, 3))
+    packed = decoder(tokens)
+    for start, stop in ((0, 7), (7, 14), (14, 20)):
+        clock.start(0, torch.zeros(1, stop - start, dtype=torch.int64))
+        torch.testing.assert_close(packed[start:stop], decoder(tokens[:, start:stop]))
+
+
+def test_a_window_ends_where_it_says() -> None:
+    """With one layer, the token `window` before moves nothing, the one after it does."""
+    config = changed(LLAMA, attention_window=4, layers=1)
+    decoder, tokens = random_decoder(config), random_tokens(config, 1, 12)
+    logits = decoder(tokens)
+    other = tokens.clone()
+    other[0, 2] = (other[0, 2] + 1) % config.vocab_size
+    moved = (decoder(other) - logits).abs().amax((1, 2)) > 1e-4
+    assert moved.tolist() == [2 <= position < 6 for position in range(12)]
+
+
+def test_without_causality_every_position_sees_every_other() -> None:
+    config = changed(LLAMA, causal=False, layers=1)
+    decoder, tokens = random_decoder(config), random_tokens(config, 1, 8)
+    logits = decoder(tokens)
+    for place in (0, 7):
+        other = tokens.clone()
+        other[0, place] = (other[0, place] + 1) % config.vocab_size
+        assert bool(((decoder(other) - logits).abs().amax((1, 2)) > 1e-4).all())
+
+
+def test_masks_of_spans_are_parts_of_the_whole_mask() -> None:
+    documents = made_up(12, 2, 1, 1)[3]
+    spec, cpu = CoreSpec(window=5, documents=True), torch.device("cpu")
+    whole = mask_for(spec, ((0, 12),), ((0, 12),), documents, cpu)
+    part = mask_for(spec, ((1, 3), (8, 12)), ((0, 2), (6, 9)), documents, cpu)
+    rows, columns = [1, 2, 8, 9, 10, 11], [0, 1, 6, 7, 8]
+    assert torch.equal(part, whole[:, :, rows][:, :, :, columns])
