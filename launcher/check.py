@@ -142,6 +142,8 @@ def check_same_run(recipe: Recipe, saved: dict, place: str) -> list[str]:
     from launcher.schema import to_plain
 
     old, new = flatten(saved), flatten(to_plain(recipe))
+    plain = flatten(to_plain(Recipe()))  # an option younger than the checkpoint was at its default there
+    old = {key: value for key, value in plain.items() if key in new} | old
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     for key in differing:
         if key.split(".")[0] in IDENTITY and key != "model.name":

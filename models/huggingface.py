@@ -102,6 +102,7 @@ FAMILIES = {
         unused_positions=2,
     ),
     "llama": _LLAMA,
+    "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "mixtral": _with_experts(
@@ -116,12 +117,10 @@ FAMILIES = {
 
 def family(config: ModelConfig) -> str:
     """The Hugging Face family that computes the same function; raises where there is none."""
-    for option, value, plain_value in (
-        ("causal", str(config.causal).lower(), "true"),
-        ("attention_window", config.attention_window, 0),
-    ):
-        if value != plain_value:
-            raise ModelError(f"model.{option}={value}: no Hugging Face family here has it; set it to {plain_value}")
+    if not config.causal:
+        raise ModelError("model.causal=false: no Hugging Face family here sees what comes after; set model.causal=true")
+    if config.attention_window:
+        return _windowed(config)
     plain = config.key_value_heads == config.heads and config.head_width * config.heads == config.hidden_size
     normed = config.qk_norm or config.qk_norm_whole
     learned = (config.positions, config.norm, config.bias) == ("learned", "layernorm", True)
@@ -171,6 +170,15 @@ def _family_with_experts(config: ModelConfig) -> str:
         "rotary positions, RMSNorm before, SwiGLU, model.moe.scoring=softmax, scale=1, no groups, capacity or bias_rate; the "
         "first two experts in every layer and none shared, Qwen2-MoE model.qkv_bias=true and a gate on shared experts, "
         "DeepSeekMoE shared experts without a gate"
+    )
+
+
+def _windowed(config: ModelConfig) -> str:
+    if family(replace(config, attention_window=0)) == "llama" and not config.bias:
+        return "mistral"
+    raise ModelError(
+        f"model.attention_window={config.attention_window}: no Hugging Face family but Mistral has it in every layer, and that "
+        "is Llama without biases; set model.attention_window=0"
     )
 
 

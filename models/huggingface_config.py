@@ -12,6 +12,7 @@ CLASSES = {
     "gpt2": "GPT2LMHeadModel",
     "opt": "OPTForCausalLM",
     "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "mixtral": "MixtralForCausalLM",
@@ -115,6 +116,8 @@ def _llama(config: ModelConfig) -> dict[str, Any]:
     }
     if family(config) == "llama":
         found |= {"attention_bias": config.bias, "mlp_bias": config.bias}
+    if family(config) == "mistral":
+        found |= {"sliding_window": config.attention_window}
     return found | (_experts(config) if config.moe.experts else {})
 
 
@@ -240,6 +243,7 @@ def _from_llama(theirs: dict[str, Any]) -> dict[str, Any]:
         "bias": bias if kind == "llama" else False,
         "qkv_bias": theirs.get("qkv_bias", True) if kind == "qwen2_moe" else kind == "qwen2",
         "qk_norm": kind == "qwen3",
+        "attention_window": (theirs.get("sliding_window") or 0) if kind == "mistral" else 0,
         "attention_dropout": theirs.get("attention_dropout", 0.0),
         **moe,
     }

@@ -136,6 +136,8 @@ def test_mistakes_are_told_in_one_message(overrides: list[str], told: list[str])
         (["parallel.pipeline=5"], 5, ["parallel.pipeline=5", "model.layers=4"]),
         (["train.micro_batch=3"], 1, ["train.batch_tokens=8192", "micro-batches of 3"]),
         (["parallel.data=3"], 3, ["train.batch_tokens=8192", "3 data ranks"]),
+        (["parallel.context=3"], 3, ["train.sequence_length=256", "parallel.context=3", "6 pieces"]),
+        (["model.causal=false"], 1, ["model.causal=false", "objective.name=causal"]),
         (["train.sequence_length=2048", "train.batch_tokens=16384"], 1, ["train.sequence_length=2048", "1024"]),
         (
             [
@@ -203,6 +205,22 @@ def test_a_resumed_recipe_may_change_its_layout_but_not_its_model() -> None:
         check_same_run(wider, saved, "here")
     with pytest.raises(RecipeError, match="seed=2"):
         check_same_run(replace(recipe, seed=2), saved, "here")
+
+
+def test_an_option_younger_than_the_checkpoint_was_at_its_default() -> None:
+    recipe = recipe_of("experiment=tiny")
+    saved = to_plain(recipe)
+    del saved["model"]["attention_window"], saved["parallel"]["context"]
+    assert check_same_run(recipe, saved, "here") == []
+    with pytest.raises(RecipeError, match=r"model.attention_window=8: here was made with 0"):
+        check_same_run(replace(recipe, model=replace(recipe.model, attention_window=8)), saved, "here")
+
+
+def test_a_document_mask_takes_the_end_of_the_corpus() -> None:
+    recipe = build_recipe(compose_tree(["model.document_mask=true"]))
+    assert with_vocabulary(recipe, 1024, 7).model.document_end == 7
+    assert recipe_of("model.document_mask=true", "model.document_end=5").model.document_end == 5
+    assert recipe_of().model.document_end == -1
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused() -> None:

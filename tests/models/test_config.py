@@ -20,7 +20,9 @@ from models.config import (
     RopeScaling,
     count_parameters,
     flops_per_token,
+    mean_keys,
 )
+from models.core import visible
 from models.decoder import Decoder, named_parameters
 from models.layers import PlainLayers
 from tests.models.helpers import GPT, LLAMA, changed, random_decoder, random_tokens, run
@@ -53,6 +55,9 @@ from tests.models.helpers import GPT, LLAMA, changed, random_decoder, random_tok
             {"positions": "learned", "rope_scaling": RopeScaling(factor=2.0)},
             "model.rope_scaling.factor=2.0: has no eff",
         ),
+        ({"attention_window": -1}, "model.attention_window=-1: must be at least 0"),
+        ({"document_mask": True, "document_end": -2}, "model.document_end=-2: must be a token, or -1"),
+        ({"document_end": 3}, "model.document_end=3: has no effect with model.document_mask=false"),
         ({"bias": True, "qkv_bias": True}, "model.qkv_bias=true: has no effect with model.bias=true"),
     ],
 )
@@ -121,6 +126,19 @@ def test_flops_equal_those_that_torch_counts(config: ModelConfig) -> None:
     masked_half = 6 * config.layers * config.heads * config.head_width * length
     ours = flops_per_token(config, length) - 6 * vectors + masked_half
     assert counter.get_total_flops() == ours * batch * length
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [0, 1, 8, 100, 1000])
+def test_flops_know_what_positions_see(causal: bool, window: int) -> None:
+    """Half of the diagonal aside, which round numbers leave out."""
+    length = 400
+    config = changed(LLAMA, causal=causal, attention_window=window)
+    seen = visible(causal, window, ((0, length),), ((0, length),), torch.device("cpu")).sum() / length
+    assert mean_keys(config, length) == pytest.approx(float(seen), abs=1.01)
+    plain = flops_per_token(config, length) - flops_per_token(LLAMA, 0)
+    scores = 12 * config.layers * config.heads * config.head_width * mean_keys(config, length)
+    assert plain == pytest.approx(scores, rel=1e-12)
 
 
 def test_block_costs_add_up_to_the_models_flops() -> None:

@@ -93,6 +93,21 @@ def test_fused_and_written_out_blocks_agree(kind: str, dtype: torch.dtype) -> No
     torch.testing.assert_close(attend_backward(*there, None), attend_backward(*there, lambda weights: weights), **close)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("causal", [True, False])
+def test_gpu_blocks_agree_with_those_written_out(causal: bool) -> None:
+    """The kernel's output, log-sum-exp and gradients; its counterpart on CPU is the test above."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    q, gradient = (torch.randn(2, 4, 64, 32, generator=generator, device="cuda").bfloat16() for _ in range(2))
+    k, v = (torch.randn(2, 2, 64, 32, generator=generator, device="cuda").bfloat16() for _ in range(2))
+    close = {"rtol": 2e-2, "atol": 2e-2}
+    found, expected = attend(q, k, v, None, causal, None), attend(q, k, v, None, causal, lambda weights: weights)
+    torch.testing.assert_close(found, expected, check_dtype=False, **close)
+    there = (gradient, q, expected[0], expected[1] + 0.5, k, v, None, causal)
+    torch.testing.assert_close(attend_backward(*there, None), attend_backward(*there, lambda weights: weights), **close)
+
+
 def test_an_end_belongs_to_the_document_that_it_ends() -> None:
     tokens = torch.tensor([[5, 9, 1, 9, 9, 2], [9, 3, 3, 3, 3, 9]])
     assert document_numbers(tokens, 9).tolist() == [[0, 0, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1]]

@@ -47,6 +47,7 @@ DIALECTS = {
     "llama-wide-heads": changed(LLAMA, head_size=16),
     "llama-stretched": changed(LLAMA, rope_theta=1000.0, rope_scaling=STRETCHED),
     "llama-geglu-biases": changed(LLAMA, activation="geglu", bias=True),
+    "mistral": changed(LLAMA, attention_window=17),
     "qwen2": changed(LLAMA, qkv_bias=True, norm_eps=1e-6, rope_theta=1e6),
     "qwen3": changed(LLAMA, qk_norm=True, norm_eps=1e-6),
     "mixtral": MIXTRAL,
@@ -130,6 +131,9 @@ def test_weights_that_do_not_fit_are_named() -> None:
         changed(LLAMA, qk_norm_whole=True),
         changed(MIXTRAL, activation="geglu"),
         changed(MIXTRAL, moe=changed(MIXTRAL.moe, scoring="sigmoid")),
+        changed(LLAMA, causal=False),
+        changed(LLAMA, attention_window=8, bias=True),
+        changed(GPT, attention_window=8),
     ],
 )
 def test_models_without_a_family_are_refused(config: ModelConfig) -> None:

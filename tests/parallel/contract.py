@@ -116,6 +116,25 @@ def _no_gradients() -> None:
     assert applied_steps(optimizer) == 0.0
 
 
+@relied_on(
+    "torch: CPU attention gives a log-sum-exp, 0 for rows that see nothing, and its backward takes one (attention_block.py)"
+)
+def _attention_with_log_sum_exp() -> None:
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    q, k, v = torch.randn(3, 1, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    q, k, v = (part.unsqueeze(0) for part in (q[0], k[0], v[0]))
+    mask = torch.zeros(4, 4)
+    mask[1] = -torch.inf
+    out, weight = attend(q, k, v, attn_mask=mask)
+    assert weight.dtype == torch.float32
+    assert not out[:, :, 1].any() and not weight[:, :, 1].any()
+    torch.testing.assert_close(weight[:, :, 0], torch.logsumexp(q @ k.transpose(-1, -2) / 8**0.5, -1)[:, :, 0])
+    some = backward(torch.ones_like(out), q, k, v, out, weight, 0.0, False, attn_mask=mask)
+    less = backward(torch.ones_like(out), q, k, v, out, weight + 1, 0.0, False, attn_mask=mask)
+    torch.testing.assert_close(less[2], some[2] / torch.e)  # weights are exp(score - log-sum-exp), whose ever it is
+
+
 @relied_on("torch: a fake process group (paper.py)")
 def _fake_group() -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -188,11 +207,17 @@ def _megatron_signatures() -> None:
     assert "group" in parameters_of(megatron.copy_to_tensor_model_parallel_region)
 
 
-@relied_on("megatron-core: ranks run tensor, data, pipeline (mesh.py)")
+@relied_on("megatron-core: ranks run tensor, context, data, pipeline, experts over context and data (mesh.py)")
 def _rank_order() -> None:
     initialise = megatron.parallel_state.initialize_model_parallel
     assert inspect.signature(initialise).parameters["order"].default == "tp-cp-ep-dp-pp"
-    assert {"create_gloo_process_groups", "distributed_timeout_minutes"} <= parameters_of(initialise)
+    assert {
+        "create_gloo_process_groups",
+        "distributed_timeout_minutes",
+        "context_parallel_size",
+        "expert_model_parallel_size",
+        "expert_tensor_parallel_size",
+    } <= parameters_of(initialise)
 
 
 @relied_on("megatron-core: layers allocate without initialising and leave the values to us (parallel/layers.py)")

@@ -96,3 +96,15 @@ def test_all_ranks_together_own_every_parameter_once(tied: bool, schedule: str) 
     built = on_paper(model, {"tensor": 2, "pipeline": 3, "data": 2, "schedule": schedule}, 12, ranks, 32)
     assert sum(rank["owned"] for rank in built) == count_parameters(ModelConfig(**model))
     assert [rank["place"]["tensor"] for rank in built] == [0, 1] * parallel.pipeline
+
+
+@pytest.mark.parametrize("method", ["ring", "ulysses"])
+def test_a_context_axis_adds_ranks_and_no_parameters(method: str) -> None:
+    model = {"vocab_size": 96, "hidden_size": 48, "layers": 2, "heads": 4, "kv_heads": 2}
+    cut = {"tensor": 2, "context": 2, "context_method": method, "data": 2, "expert": 4}
+    built = on_paper(model, cut, 8, list(range(8)), 32)
+    (plain, *_) = on_paper(model, {"tensor": 2, "data": 4}, 8, [0], 32)
+    assert [rank["held"] for rank in built] == [plain["held"]] * 8
+    places = [rank["place"] for rank in built]
+    assert [place["context"] for place in places] == [0, 0, 1, 1] * 2
+    assert [place["replica"] for place in places] == [place["expert"] for place in places] == [0, 0, 1, 1, 2, 2, 3, 3]
