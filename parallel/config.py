@@ -153,7 +153,8 @@ def describe_sharding(config: ParallelConfig, world_size: int) -> str:
         told = ", DDP" if config.zero_stage == 0 else f", FSDP2 (ZeRO {config.zero_stage})"
     if config.data_replicas > 1:
         told += f" in {config.data_replicas} replicas"
-    return told + (f", {config.schedule}" if config.pipeline > 1 else "")
+    told += f", {config.schedule}" if config.pipeline > 1 else ""
+    return told + (f", {config.context_method} attention" if config.context > 1 else "")
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")

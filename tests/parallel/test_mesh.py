@@ -108,6 +108,13 @@ def test_sequence_parallelism_cuts_what_flows_between_layers(pools: Pools) -> No
             assert set(lengths) == {LENGTH // 2 if cut else LENGTH}
 
 
+def test_the_context_axis_cuts_what_flows_between_layers(pools: Pools) -> None:
+    for method in ("ring", "ulysses"):
+        layout = Case("post").laid_out(tensor=2, sequence_parallel=True, context=2, context_method=method)
+        for lengths in pools.run(4, jobs.activation_lengths, case=layout):
+            assert set(lengths) == {LENGTH // 4}
+
+
 LEAVING = [
     {"engine": "torch"},
     {"data": 2, "zero_stage": 0},
@@ -121,6 +128,8 @@ LEAVING = [
     {"engine": "torch", "data": 2, "zero_stage": 3},
     {"engine": "torch", "data": 2, "zero_stage": 0},
     {"engine": "torch", "pipeline": 2, "schedule": "zbv"},
+    {"context": 2, "data": 1},
+    {"engine": "torch", "context": 2, "data": 1, "context_method": "ulysses"},
 ]
 
 

@@ -86,6 +86,9 @@ def test_first_update_in_bf16_is_that_of_one_process(case: Case, first_update: C
 
 
 CUT_PRODUCTS = [
+    layout("gpt", 1, 1, 1, context=2, zero_stage=2),
+    layout("parted", 1, 1, 1, context=4, zero_stage=1),
+    layout("qwen", 1, 1, 1, engine="torch", context=2, context_method="ulysses", zero_stage=3),
     layout("llama", 2, 1, 1, zero_stage=1),
     layout("gpt", 2, 1, 1, zero_stage=3, sequence_parallel=True),
     layout("qwen", 2, 1, 2, zero_stage=2, sequence_parallel=True),
@@ -95,9 +98,9 @@ CUT_PRODUCTS = [
 
 
 @pytest.mark.parametrize("case", CUT_PRODUCTS, ids=str)
-def test_tensor_axis_in_bf16_adds_no_more_error_than_bf16_has(case: Case, first_update: Callable) -> None:
-    """Partial products are rounded to bf16 before they are summed: the update of each parameter may lie twice as far
-    from the float32 one as bf16's own."""
+def test_tensor_and_context_axes_in_bf16_add_no_more_error_than_bf16_has(case: Case, first_update: Callable) -> None:
+    """Partial products and parts of attention are rounded to bf16 before they are summed: the update of each
+    parameter may lie twice as far from the float32 one as bf16's own."""
     ours, plain = first_update(case), first_update(case.reference)
     truth = first_update(replace(case.reference, precision=FP32))
     for name, exact in truth.items():
@@ -113,6 +116,7 @@ CURVES = [
         layout("gpt", 1, 2, 2, zero_stage=1),
         layout("gpt", 2, 1, 2, zero_stage=2, sequence_parallel=True),
         layout("post", 2, 2, 2, zero_stage=1),
+        layout("documents", 2, 1, 1, engine="torch", context=2, zero_stage=2, sequence_parallel=True),
     )
 ]
 
