@@ -1,0 +1,153 @@
+"""Structural conversions: each takes a model with its tensors and gives another model with its own.
+
+A model's tensors are read by logical name, each made when it is asked for, so a conversion holds one tensor at a time
+and conversions compose as functions do. What each keeps, which the tests hold it to:
+
+    take_layers         the layers in the list, unchanged; a list of all layers in order is the same model
+    … with identity     the logits: a repeat passes its input on (block expansion, LLaMA Pro, arXiv 2401.02415)
+    resize_vocabulary   the logits of every old token, bitwise
+    average             the mean, taken in float64 and rounded once; of equal tensors it is the same bits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.config import ModelConfig, ModelError
+from models.decoder import Decoder, named_parameters
+from models.huggingface import logical_shapes
+from models.layers import PlainLayers
+from models.parameters import declaration, initialise
+
+Read = Callable[[str], Tensor]
+
+VOCABULARY_TENSORS = ("embedding.token.weight", "head.projection.weight")
+FILLS = ("mean", "init", "zero")
+
+_INTO_THE_RESIDUAL = (
+    "attention.output.weight",
+    "attention.output.bias",
+    "feed_forward.down.weight",
+    "feed_forward.down.bias",
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model and its tensors. read: logical name -> whole tensor float32, which the caller leaves as it is.
+
+    Moments of an optimizer are of this form too: one tensor for each parameter, of its shape.
+    """
+
+    model: ModelConfig
+    read: Read
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor, in the order of the model."""
+        return logical_shapes(self.model)
+
+
+def take_layers(source: Weights, order: Sequence[int], *, identity: bool = False) -> Weights:
+    """The model whose layer i is layer `order[i]` of the source: its first layers, or depth up-scaling (SOLAR, 2312.15166).
+
+    identity: where a layer occurs again, its output projections are zero, so that it passes its input on until it is
+    trained, and the model computes what the list without repeats does. Needs pre-norm. ModelError for layers there are not.
+    """
+    depth = source.model.layers
+    wrong = [index for index in order if not 0 <= index < depth]
+    if wrong or not order:
+        raise ModelError(f"layer {wrong[0] if wrong else 'list'}: there are layers 0 to {depth - 1}; name some of them")
+    if identity and source.model.norm_position != "pre":
+        raise ModelError(
+            f"model.norm_position={source.model.norm_position}: a layer that adds nothing still normalises, so no repeat "
+            "can pass its input on; leave --identity"
+        )
+    if identity and len(set(order)) == len(order):
+        raise ModelError("--identity: has no effect where no layer occurs twice; repeat one, or leave it")
+
+    def read(name: str) -> Tensor:
+        if not name.startswith("layers."):
+            return source.read(name)
+        _, index, path = name.split(".", 2)
+        tensor = source.read(f"layers.{order[int(index)]}.{path}")
+        repeated = order[int(index)] in order[: int(index)]
+        return torch.zeros_like(tensor) if identity and repeated and path in _INTO_THE_RESIDUAL else tensor
+
+    return Weights(replace(source.model, layers=len(order)), read)
+
+
+def resize_vocabulary(source: Weights, size: int, multiple: int, fill: str, seed: int = 0) -> Weights:
+    """The model with `size` tokens, padded to a multiple of `multiple`. Old tokens keep their rows; so does padding.
+
+    fill: what new rows hold. mean: the mean of the old tokens' rows; a new logit is then the mean of the old ones, so the
+    loss of old tokens rises by log(1 + new / old) at most (Hewitt 2021). init: the initial weights that a model of this
+    size has there with this seed. zero: for moments. A token that was padding counts as new. ModelError for fewer tokens.
+    """
+    old = source.model
+    if size < old.vocab_size:
+        raise ModelError(
+            f"--vocab={size}: the model has {old.vocab_size} tokens, and none can be dropped; name at least as many"
+        )
+    new = replace(old, vocab_size=size, vocab_multiple=multiple)
+
+    def read(name: str) -> Tensor:
+        tensor = source.read(name)
+        if name not in VOCABULARY_TENSORS:
+            return tensor
+        wide = torch.empty(new.padded_vocab, *tensor.shape[1:], dtype=tensor.dtype)
+        wide[: old.vocab_size] = tensor[: old.vocab_size]
+        _fill_rows(wide, old.vocab_size, name, new, fill, seed)
+        if size < old.padded_vocab:  # what pads both
+            kept = slice(size, min(old.padded_vocab, new.padded_vocab))
+            wide[kept] = tensor[kept]
+        return wide
+
+    return Weights(new, read)
+
+
+def _fill_rows(tensor: Tensor, start: int, name: str, model: ModelConfig, fill: str, seed: int) -> None:
+    """Write the rows of an embedding or head from `start` on; those before are there."""
+    if fill == "init":
+        with torch.device("meta"):
+            parameters = dict(named_parameters(iter(Decoder(model, PlainLayers()).blocks)))
+        initialise(tensor[start:], name, seed, declaration(parameters[name]), (start, *[0] * (tensor.dim() - 1)))
+    else:
+        tensor[start:] = tensor[:start].mean(0, dtype=torch.float64).to(tensor.dtype) if fill == "mean" else 0
+
+
+def average(sources: Sequence[Weights], shares: Sequence[float]) -> Weights:
+    """The mean of models of one shape, each counted `share` times (stochastic weight averaging, arXiv 1803.05407).
+
+    ModelError where the models differ, or the shares sum to nothing.
+    """
+    first = sources[0].model
+    for other in sources[1:]:
+        if replace(other.model, name=first.name) != first:
+            raise ModelError(f"--average: {_difference(first, other.model)}; only models of one shape have a mean")
+    if len(shares) != len(sources) or sum(shares) <= 0:
+        raise ModelError(
+            f"--average-weights={','.join(map(str, shares))}: must be {len(sources)} numbers, the source's first, of a sum "
+            "above 0"
+        )
+
+    def read(name: str) -> Tensor:
+        total: Tensor | None = None
+        for source, share in zip(sources, shares, strict=True):
+            part = source.read(name)
+            total = torch.zeros_like(part, dtype=torch.float64) if total is None else total
+            total.add_(part, alpha=share)
+        assert total is not None
+        return total.div_(sum(shares)).float()
+
+    return Weights(first, read)
+
+
+def _difference(one: ModelConfig, other: ModelConfig) -> str:
+    fields = [field for field in vars(one) if field != "name" and getattr(one, field) != getattr(other, field)]
+    return ", ".join(
+        f"model.{field} is {getattr(one, field)} here and {getattr(other, field)} there" for field in fields
+    )
