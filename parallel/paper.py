@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 from models.config import ModelConfig
 from models.decoder import Decoder, named_parameters
-from models.parameters import declaration
+from models.parameters import Declaration, declaration
 from models.random import Clock
 from parallel.check import check_model, resolve_world
+from parallel.checkpoint.cuts import declared
 from parallel.config import ParallelConfig, ParallelError
 from parallel.layers import layers_for
 from parallel.mesh import Mesh, Place
@@ -71,6 +72,18 @@ def build_rank(
     shapes = {name: tuple(parameter.shape) for name, parameter in found}
     cut = frozenset(name for name, parameter in found if not declaration(parameter).whole_on_each)
     return PaperRank(rank, mesh.place, spans, shapes, cut)
+
+
+def declared_on_paper(model: ModelConfig, tensor: int) -> dict[str, tuple[int, Declaration]]:
+    """Parameter -> (index of its block, how tensor rank 0 of so many holds it). No process group may be up."""
+    _join_fake_world(0, tensor)
+    try:
+        mesh = Mesh(ParallelConfig(tensor=tensor, data=1), torch.device("cpu"))
+        found = declared(model, layers_for(mesh, torch.float32, Clock(0)))
+        mesh.close()
+    finally:
+        dist.destroy_process_group()
+    return found
 
 
 def _join_fake_world(rank: int, world_size: int) -> None:

@@ -8,6 +8,7 @@ knows the true dtype. Pieces are ordered by falling item size and data begins at
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -140,24 +141,46 @@ def header_bytes(pieces: list[SavedPiece]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+class DataFile:
+    """A data file being written: the planned pieces' bytes, in their order, hashed on their way."""
+
+    def __init__(self, path: Path, pieces: list[SavedPiece]) -> None:
+        header = header_bytes(pieces)
+        self.header_size, self.header_checksum = len(header), xxhash.xxh3_128_hexdigest(header)
+        self.pieces: list[SavedPiece] = []  # those that are written, with checksums
+        self._left = iter(pieces)
+        self._whole = xxhash.xxh3_128(header)
+        self._file = open(path, "wb")  # noqa: SIM115 (closed below)
+        self._file.write(header)
+
+    def append(self, data: memoryview) -> None:
+        """Write the next piece."""
+        piece, part = next(self._left), xxhash.xxh3_128()
+        assert len(data) == piece.end - piece.begin, (piece.key, len(data))
+        for at in range(0, len(data), CHUNK):
+            chunk = data[at : at + CHUNK]
+            self._file.write(chunk)
+            self._whole.update(chunk)
+            part.update(chunk)
+        self.pieces.append(SavedPiece(**{**vars(piece), "checksum": part.hexdigest()}))
+
+    def finish(self) -> str:
+        """Make the file durable; returns its checksum."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._whole.hexdigest()
+
+    def close(self) -> None:
+        """Let the file go, whole or not."""
+        self._file.close()
+
+
 def write_data(path: Path, pieces: list[SavedPiece], data: memoryview) -> tuple[list[SavedPiece], str, int, str]:
     """Write and fsync a data file; returns the pieces with checksums, the file's checksum, and the header's."""
-    header = header_bytes(pieces)
-    whole = xxhash.xxh3_128(header)
-    summed: list[SavedPiece] = []
-    with open(path, "wb") as file:
-        file.write(header)
+    with contextlib.closing(DataFile(path, pieces)) as file:
         for piece in pieces:
-            part = xxhash.xxh3_128()
-            for at in range(piece.begin, piece.end, CHUNK):
-                chunk = data[at : min(at + CHUNK, piece.end)]
-                file.write(chunk)
-                whole.update(chunk)
-                part.update(chunk)
-            summed.append(SavedPiece(**{**vars(piece), "checksum": part.hexdigest()}))
-        file.flush()
-        os.fsync(file.fileno())
-    return summed, whole.hexdigest(), len(header), xxhash.xxh3_128_hexdigest(header)
+            file.append(data[piece.begin : piece.end])
+        return file.pieces, file.finish(), file.header_size, file.header_checksum
 
 
 def write_rank(
@@ -170,10 +193,14 @@ def write_rank(
     index = Index(
         rank, world_size, step, attempt, sequence, size, checksum, header_size, header_checksum, tuple(summed)
     )
-    body = asdict(index)
-    fsync_directory(directory)
-    write_durable(directory / index_name(rank), seal(body))
+    write_index(directory, index)
     return index
+
+
+def write_index(directory: Path, index: Index) -> None:
+    """Write a rank's index, once its data file is durable."""
+    fsync_directory(directory)
+    write_durable(directory / index_name(index.rank), seal(asdict(index)))
 
 
 def parse_index(raw: bytes, path: Path) -> Index:
