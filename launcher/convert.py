@@ -1,6 +1,6 @@
-"""`triaxis checkpoint convert`: a run as a Hugging Face folder, and a Hugging Face folder as the beginning of a run.
+"""`triaxis checkpoint convert`: a run as a Hugging Face folder, such a folder as the beginning of a run, a run as another.
 
-An export holds one shard of the folder in memory, an import one copy of the model. In float32 a round trip keeps every bit.
+An export holds one shard of the folder in memory, everything else one tensor. In float32 a round trip keeps every bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,56 +21,98 @@ from data.config import EOD_TEXT, DataError
 from data.tokenizers import TOKENIZER_DIRECTORY, Tokenizer
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
-from launcher.saving import recipe_hash
-from launcher.schema import to_plain
+from launcher.surgery import OF_A_RUN, Options, Source, open_run, steps_of, write_run
 from models.config import ModelConfig, ModelError, count_parameters
-from models.huggingface import logical_shapes, match_names, parts_of
+from models.huggingface import Part, logical_shapes, match_names, parts_of
 from models.huggingface_config import from_config, to_config
+from models.surgery import Weights
 from parallel.checkpoint.pieces import Piece
 from parallel.checkpoint.reader import load, read_state
-from parallel.checkpoint.store import Store, resolve
-from parallel.checkpoint.writer import Saver
+from parallel.checkpoint.store import resolve
 
-USAGE = "triaxis checkpoint convert SOURCE TARGET [--dtype fp32|bf16|fp16] [--shard-gb N]"
+USAGE = "triaxis checkpoint convert SOURCE TARGET [options]"
+HELP = f"""{USAGE}
+
+SOURCE is a run, a checkpoint of one, or a Hugging Face folder. TARGET is new. Memory: about one tensor.
+
+A run becomes a Hugging Face folder, tokenizer included; a folder becomes a run that others begin from.
+  --dtype fp32|bf16|fp16   numbers that are written (fp32)
+  --shard-gb N             largest size of a file (5)
+
+With any of these TARGET is a run instead. They are applied in the order given:
+  --first-layers N         the model's first N layers
+  --depth 0-23,8-31        these layers, counted from 0, repeats allowed (depth up-scaling); another function than before
+    --identity             repeats pass their input on until trained: the same logits (block expansion)
+  --vocab N                as many tokens, at least the old ones, whose logits stay
+  --vocab-multiple M       padded to a multiple of M
+    --vocab-fill mean|init new rows: the mean of the old ones (mean), or initial weights
+  --average OTHER …        the mean of the source and other runs or checkpoints
+    --average-weights A,B  how much each counts, the source first
+  --layout TxPxD           nothing else changes; files cut for tensor x pipeline x data, so that each rank reads mostly
+                           its own. Not needed to train at another layout: every checkpoint loads at any
+  --weights-only           without the optimizer's state. It is kept by --vocab, --vocab-multiple and --layout (new rows
+                           begin with none); the others cannot keep it"""
+VALUES = ("--dtype", "--shard-gb", "--first-layers", "--depth", "--vocab", "--vocab-multiple", "--vocab-fill", "--layout",
+          "--average-weights")  # fmt: skip
+FLAGS = ("--identity", "--weights-only")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INDEX = "model.safetensors.index.json"
 
 
 def convert_command(arguments: list[str]) -> int:
-    """Export a run or checkpoint, or import a folder that has a config.json; prints what to do with the result."""
-    places, options = _parse(arguments)
-    source, target = places
+    """Export, import or convert a run or checkpoint; prints what to do with the result."""
+    if "--help" in arguments:
+        print(HELP)
+        return 0
+    (source, target), options = _parse(arguments)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RecipeError(f"{target}: is there already; name another target, nothing is written over")
+    dtype = options.get("--dtype", ["fp32"])[0]
     if (source / "config.json").is_file():
-        if options:
+        useless = [name for name in ("--dtype", "--weights-only") if name in options]
+        if useless:
             raise RecipeError(
-                f"{', '.join(options)}: has no effect on an import, which keeps the stored numbers; leave it"
+                f"{', '.join(useless)}: has no effect on an import, which keeps the stored numbers; leave it"
             )
-        print(import_folder(source, target))
+        print(import_folder(source, target, options))
+    elif any(name in OF_A_RUN for name in options):
+        opened = open_run(source)
+        print(write_run(opened, steps_of(options, opened.recipe.seed), target, options, DTYPES[dtype]))
     else:
-        dtype, shard = options.get("--dtype", "fp32"), float(options.get("--shard-gb", 5))
-        print(export_run(source, target, dtype, int(shard * 1e9)))
+        print(export_run(source, target, dtype, int(float(options.get("--shard-gb", ["5"])[0]) * 1e9)))
     return 0
 
 
-def _parse(arguments: list[str]) -> tuple[tuple[Path, Path], dict[str, str]]:
-    places, options, queue = list[Path](), dict[str, str](), list(arguments)
+def _parse(arguments: list[str]) -> tuple[tuple[Path, Path], dict[str, list[str]]]:
+    """Source and target, and options in the order given."""
+    places, options, queue = list[Path](), dict[str, list[str]](), list(arguments)
     while queue:
         word = queue.pop(0)
         name, _, value = word.partition("=")
         if not word.startswith("--"):
             places.append(Path(word))
-        elif name in ("--dtype", "--shard-gb") and (value or queue):
-            options[name] = value or queue.pop(0)
+            continue
+        if name in options:
+            raise RecipeError(f"{name}: given twice; leave one of them")
+        if word in FLAGS:
+            options[name] = []
+        elif name in VALUES and (value or queue):
+            options[name] = [value or queue.pop(0)]
+        elif word == "--average":
+            options[name] = []
+            while queue and not queue[0].startswith("--"):
+                options[name].append(queue.pop(0))
+            if not options[name]:
+                raise RecipeError("--average: needs other runs or checkpoints behind it")
         else:
-            raise RecipeError(f"{word}: not an option of `{USAGE}`")
+            raise RecipeError(f"{word}: not an option of `{USAGE}`, or one that needs a value; see --help")
     if len(places) != 2:
         raise RecipeError(f"checkpoint convert: takes a source and a target: {USAGE}")
-    if options.get("--dtype", "fp32") not in DTYPES:
-        raise RecipeError(f"--dtype={options['--dtype']}: choose one of {', '.join(DTYPES)}")
-    if not options.get("--shard-gb", "5").replace(".", "", 1).isdigit() or float(options.get("--shard-gb", 5)) <= 0:
-        raise RecipeError(f"--shard-gb={options['--shard-gb']}: must be a number of GB above 0")
+    dtype, size = options.get("--dtype", ["fp32"])[0], options.get("--shard-gb", ["5"])[0]
+    if dtype not in DTYPES:
+        raise RecipeError(f"--dtype={dtype}: choose one of {', '.join(DTYPES)}")
+    if not size.replace(".", "", 1).isdigit() or float(size) <= 0:
+        raise RecipeError(f"--shard-gb={size}: must be a number of GB above 0")
     return (places[0], places[1]), options
 
 
@@ -168,48 +209,51 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 # Import
 
 
-def import_folder(source: Path, target: Path) -> str:
+def import_folder(source: Path, target: Path, options: Options) -> str:
     """Write a Hugging Face folder's weights as checkpoint 0 of a run directory, and its shape as a model recipe."""
     try:
         theirs = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{source / 'config.json'}: not JSON ({error}); restore the file") from error
     model = from_config(theirs, target.name)
-    recipe = build_recipe(compose_tree([f"run.name={target.name}"]))
-    recipe = replace(recipe, model=model, run=replace(recipe.run, dir=str(target.parent)))
-    pieces = list(_our_pieces(source, model))
-    preset = target / "recipes" / "model" / f"{target.name}.yaml"
-    preset.parent.mkdir(parents=True)
-    preset.write_text(
-        f"# {source.name}, imported\n{yaml.safe_dump(to_plain(model), sort_keys=False)}", encoding="utf-8"
-    )
-    _commit(target / "checkpoints", pieces, to_plain(recipe))
+    recipe = replace(build_recipe(compose_tree([f"run.name={target.name}"])), model=model)
+    opened = Source(our_weights(source, model), recipe, {}, {}, 0)
+    steps = steps_of(options, recipe.seed)
+    told = write_run(opened, steps, target, options, torch.float32)
     tokenizer = source / "tokenizer.json"
     words = f"tokenizer=file tokenizer.path={tokenizer} " if tokenizer.is_file() else ""
-    return (
-        f"{target}: {theirs['model_type']}, {count_parameters(model):,} parameters; go on with\n"
-        f"  triaxis train --config-dir {target / 'recipes'} model={target.name} run.init_from={target} {words}run.name=…"
-    )
+    return told.replace("run.name=…", f"{words}run.name=…")
 
 
-def _our_pieces(source: Path, model: ModelConfig) -> Iterator[Piece]:
+def our_weights(source: Path, model: ModelConfig) -> Weights:
+    """A folder's tensors under our names, read when asked for. ModelError where names or shapes are not the model's."""
     files = _weight_files(source)
     names = match_names(model, files)
-    for ours, shape in logical_shapes(model).items():
-        end = 0
+    shapes = logical_shapes(model)
+    for ours, shape in shapes.items():
         for part in parts_of(model, ours, shape):
+            _check_shape(files[names[part.name]], names[part.name], part, shape)
+
+    def read(ours: str) -> Tensor:
+        whole = torch.zeros(shapes[ours])  # rows that only pad the vocabulary stay zero
+        for part in parts_of(model, ours, shapes[ours]):
             stored = names[part.name]
             with safe_open(files[stored], framework="pt") as opened:
-                rows = part.give(opened.get_tensor(stored))
-            expected = (part.rows, *shape[1:])
-            if tuple(rows.shape) != expected:
-                raise ModelError(
-                    f"{files[stored]}: {stored} has {tuple(rows.shape)} where config.json means {expected}"
-                )
-            yield Piece(ours, shape, (part.start, *[0] * (len(shape) - 1)), rows)
-            end = part.start + part.rows
-        if end < shape[0]:  # rows that only pad the vocabulary
-            yield Piece(ours, shape, (end, *[0] * (len(shape) - 1)), torch.zeros(shape[0] - end, *shape[1:]))
+                whole[part.start : part.start + part.rows] = part.give(opened.get_tensor(stored))
+        return whole
+
+    return Weights(model, read)
+
+
+def _check_shape(file: Path, stored: str, part: Part, shape: tuple[int, ...]) -> None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            found = tuple(opened.get_slice(stored).get_shape())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: not whole ({error}); copy the folder again") from None
+    expected = (part.skip + part.rows, *shape[1:])
+    if found != (expected[::-1] if part.transposed else expected):
+        raise ModelError(f"{file}: {stored} has {found} where config.json means {expected}")
 
 
 def _weight_files(source: Path) -> dict[str, Path]:
@@ -224,13 +268,3 @@ def _weight_files(source: Path) -> dict[str, Path]:
         raise ModelError(
             f"{source}: no whole model.safetensors (or {INDEX}) there ({error}); save it as safetensors"
         ) from None
-
-
-def _commit(directory: Path, pieces: list[Piece], recipe: dict[str, Any]) -> None:
-    attempt = Store(directory).open_attempt()
-    saver = Saver(Store(directory, 0, 1, attempt), asynchronous=False)
-    saver.save(0, pieces, {"recipe": recipe, "recipe_hash": recipe_hash(recipe), "tokens": 0})
-    saver.close()
-    (event,) = saver.poll()
-    if not event.committed:
-        raise RecipeError(f"{directory}: {event.message}")

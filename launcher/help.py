@@ -17,7 +17,7 @@ COMMANDS = {
     "checkpoint list": "checkpoints of a run                        triaxis checkpoint list runs/tiny",
     "checkpoint verify": "check every byte of a run's checkpoints     triaxis checkpoint verify runs/tiny",
     "checkpoint inspect": "tensors and state of the newest one         triaxis checkpoint inspect runs/tiny",
-    "checkpoint convert": "to a Hugging Face folder, or from one       triaxis checkpoint convert runs/tiny exported",
+    "checkpoint convert": "Hugging Face folders, other shapes, averages  triaxis checkpoint convert runs/tiny exported",
     "bench train": "Triaxis against a bare loop and a Trainer   triaxis bench train",
     "completion": 'tab completion                              eval "$(triaxis completion bash)"',
 }

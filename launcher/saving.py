@@ -93,12 +93,12 @@ class Checkpoints:
         if newest is not None:
             state = read_state(newest.path)
             check_same_run(self.recipe, state["recipe"], str(newest.path))
-            return newest.path, False, state["counters"]
+            return newest.path, False, _counters(newest.path, state)
         begin = self.recipe.run
         if not begin.init_from:
             return None
         path, weights_only = resolve(Path(begin.init_from)), begin.init_what == "weights"
-        return path, weights_only, {} if weights_only else read_state(path)["counters"]
+        return path, weights_only, {} if weights_only else _counters(path, read_state(path))
 
     def _set_aside(self, trouble: CheckpointCorrupt | None) -> None:
         assert self.found is not None
@@ -184,6 +184,16 @@ class Checkpoints:
     def minutes_since_save(self) -> float:
         """Minutes since the last save began."""
         return (time.monotonic() - self.last_save) / 60
+
+
+def _counters(path: Path, state: dict[str, Any]) -> dict[str, int]:
+    """Where a checkpoint stands; an import or a conversion may hold weights alone, which no run can go on from."""
+    if "counters" not in state:
+        raise CheckpointError(
+            f"{path}: holds weights alone, so nothing can go on from it; begin another run with run.init_from={path} and "
+            "run.init_what=weights"
+        )
+    return state["counters"]
 
 
 def recipe_hash(recipe: dict[str, Any]) -> str:

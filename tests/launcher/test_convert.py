@@ -111,7 +111,7 @@ def test_what_cannot_be_taken_over_is_named(change: dict, told: str, tmp_path: P
     config = json.loads((tmp_path / "theirs" / "config.json").read_text())
     (tmp_path / "theirs" / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ModelError, match=told):
-        import_folder(tmp_path / "theirs", tmp_path / "run")
+        import_folder(tmp_path / "theirs", tmp_path / "run", {})
     assert not (tmp_path / "run").exists(), "nothing half-made is left"
 
 
