@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +13,14 @@ from torch import Tensor
 from launcher.config import RecipeError
 from launcher.convert import convert_command
 from launcher.generate import load_model
+from launcher.saving import Checkpoints
 from launcher.surgery import open_run
 from models.config import ModelError
+from parallel.checkpoint.errors import CheckpointError
 from parallel.checkpoint.manifest import read_manifest
 from parallel.checkpoint.store import Store, resolve
-from tests.launcher.running import Triaxis, assert_same_curve, minute
+from tests.launcher.conftest import straight_recipe
+from tests.launcher.running import Triaxis, curve, minute
 from tests.models.test_oracle_transformers import DIALECTS
 from tests.models.transformers_models import transformers_model
 
@@ -96,22 +101,27 @@ def test_files_for_a_layout_hold_the_same_run(straight: Path, corpus: Path, tria
     one, other = open_run(step), open_run(here / "whole")
     for mine, theirs in ((one.weights, other.weights), *((one.moments[k], other.moments[k]) for k in one.moments)):
         assert all(torch.equal(mine.read(name), theirs.read(name)) for name in mine.shapes())
-    for source, name in ((step, "direct"), (here / "cut", "rewritten")):
-        begin = [f"run.init_from={source}", "run.init_what=everything", f"run.name={name}"]
-        triaxis.run("train", *minute(corpus, 64), *begin)
-    assert_same_curve(here / "runs" / "direct", here / "runs" / "rewritten")
+    begin = [f"run.init_from={here / 'cut'}", "run.init_what=everything", "run.name=on"]
+    triaxis.run("train", *straight_recipe(corpus, train__max_steps=64), *begin)
+    assert curve(here / "runs" / "on") == curve(straight)[60:64]
 
 
 def test_a_converted_model_trains_by_its_own_recipe(straight: Path, corpus: Path, triaxis: Triaxis) -> None:
     here = triaxis.directory
-    triaxis.run("checkpoint", "convert", straight, "wide", "--vocab=270", "--depth=0-1,1", "--identity")
-    recipe = [part for part in minute(corpus, 4) if not part.startswith(("model.", "run.name"))]
-    preset = ["--config-dir", "wide/recipes", "model=wide"]
-    triaxis.run("train", *preset, *recipe, "run.init_from=wide", "run.name=on")
+    convert(straight, here / "wide", "--vocab=270", "--depth=0-1,1", "--identity")
+    recipe = [part for part in minute(corpus, 2) if not part.startswith(("model.", "run.name"))]
+    triaxis.run("train", "--config-dir", "wide/recipes", "model=wide", *recipe, "run.init_from=wide", "run.name=on")
     assert load_model(here / "runs" / "on")[1].model.layers == 3
-    for begin in (["run.init_from=wide", "run.init_what=everything"], ["run.dir=.", "run.name=wide"]):
-        told = triaxis.run("train", *preset, *recipe, *begin, code=1)
-        assert "holds weights alone" in told.output
+
+
+def test_weights_alone_are_no_run_to_go_on_with(straight: Path, tmp_path: Path) -> None:
+    convert(straight, tmp_path / "half", "--first-layers=1")
+    recipe = load_model(tmp_path / "half")[1]
+    mesh = SimpleNamespace(rank=0, world_size=1)
+    begin = replace(recipe.run, init_from=str(tmp_path / "half"), init_what="everything")
+    for one, directory in ((recipe, "half"), (replace(recipe, run=begin), "new")):
+        with pytest.raises(CheckpointError, match="holds weights alone"):
+            Checkpoints(one, tmp_path / directory, mesh, lambda kind, message: None)  # type: ignore[arg-type]
 
 
 def test_a_folder_is_converted_as_it_is_imported(tmp_path: Path) -> None:
