@@ -93,6 +93,15 @@ class Tokenizer:
         about = {"kind": self.kind, "vocab_size": self.vocab_size, "eod": self.eod, "fingerprint": self.fingerprint}
         (directory / "triaxis_tokenizer.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
+    @property
+    def eod_text(self) -> str:
+        """The end-of-document token as the tokenizer's file calls it, `<|endoftext|>` where the file has none."""
+        return (self._model.id_to_token(self.eod) if self._model is not None else None) or EOD_TEXT
+
+    def huggingface_json(self) -> str:
+        """The `tokenizer.json` that gives the same ids; for bytes one is made."""
+        return self._json if self._model is not None else _byte_model().to_str()
+
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
         """Reads what `save` wrote; DataError when files are missing or were changed."""
@@ -159,6 +168,18 @@ def train_bpe(sample: Iterable[str], vocab_size: int) -> Tokenizer:
             "lower it to that number or add text"
         )
     return Tokenizer("bpe", model.to_str())
+
+
+def _byte_model() -> tokenizers.Tokenizer:
+    """Bytes as a byte-level BPE without merges: id b for byte b, then `eod`. Bytes are spelt as in GPT-2's vocabulary."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    spelt = {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
+    model = tokenizers.Tokenizer(models.BPE(vocab={spelt[byte]: byte for byte in range(256)}, merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([EOD_TEXT])
+    return model
 
 
 def read_tokenizer_file(path: str) -> str:

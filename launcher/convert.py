@@ -9,18 +9,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.config import EOD_TEXT, DataError
-from data.tokenizers import TOKENIZER_DIRECTORY, Tokenizer
+from launcher.beside import DIRECTORY, bring, carry, read_json, write_json
 from launcher.compose import build_recipe, compose_tree
-from launcher.config import Recipe, RecipeError
+from launcher.config import RecipeError
 from launcher.surgery import OF_A_RUN, Options, Source, open_run, steps_of, write_run
 from models.config import ModelConfig, ModelError, count_parameters
 from models.huggingface import Part, logical_shapes, match_names, parts_of
@@ -126,19 +125,18 @@ def export_run(source: Path, target: Path, dtype: str, shard_bytes: int) -> str:
     ModelError where no Hugging Face family computes the model's function.
     """
     path = resolve(source)
-    recipe = build_recipe(read_state(path)["recipe"])
+    state = read_state(path)
+    recipe = build_recipe(state["recipe"])
     config = to_config(recipe.model, str(DTYPES[dtype]).removeprefix("torch."))
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    eod, told = _export_tokenizer(recipe, partial)
-    ids = {"bos_token_id": eod, "eos_token_id": eod}
-    _write_json(partial / "config.json", {**config, **ids})
-    _write_json(partial / "generation_config.json", ids)
-    files = _write_shards(_their_tensors(path, recipe.model, DTYPES[dtype]), partial, shard_bytes)
+    unfinished = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    ids, told = bring(recipe, path, state, unfinished)
+    write_json(unfinished / "config.json", {**config, **ids})
+    files = _write_shards(_their_tensors(path, recipe.model, DTYPES[dtype]), unfinished, shard_bytes)
     if target.exists():
         target.rmdir()
-    partial.rename(target)
+    unfinished.rename(target)
     count = count_parameters(recipe.model)
     return (
         f"{target}: {config['architectures'][0]}, {count:,} parameters in {dtype}, {files} file(s) of weights, {told}"
@@ -176,34 +174,10 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path, limit:
     if len(shards) > 1:
         names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
         places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
     for index, name in enumerate(names):
         (directory / f"shard_{index}").rename(directory / name)
     return len(shards)
-
-
-def _export_tokenizer(recipe: Recipe, directory: Path) -> tuple[int | None, str]:
-    """Copy the corpus's tokenizer; returns the end-of-document id and what became of it, in words."""
-    try:
-        tokenizer = Tokenizer.load(Path(recipe.data.path) / TOKENIZER_DIRECTORY)
-    except DataError:
-        return None, f"no tokenizer ({recipe.data.path} has none)"
-    stored = Path(recipe.data.path) / TOKENIZER_DIRECTORY / "tokenizer.json"
-    if tokenizer.kind == "byte":
-        return tokenizer.eod, "no tokenizer (ids are bytes)"
-    shutil.copyfile(stored, directory / "tokenizer.json")
-    about = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": tokenizer.decode([tokenizer.eod]) or EOD_TEXT,
-        "model_max_length": recipe.model.max_sequence,
-        "clean_up_tokenization_spaces": False,
-    }
-    _write_json(directory / "tokenizer_config.json", about)
-    return tokenizer.eod, "with its tokenizer"
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 # Import
@@ -211,16 +185,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def import_folder(source: Path, target: Path, options: Options) -> str:
     """Write a Hugging Face folder's weights as checkpoint 0 of a run directory, and its shape as a model recipe."""
-    try:
-        theirs = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{source / 'config.json'}: not JSON ({error}); restore the file") from error
+    theirs = read_json(source / "config.json")
     model = from_config(theirs, target.name)
     recipe = replace(build_recipe(compose_tree([f"run.name={target.name}"])), model=model)
-    opened = Source(our_weights(source, model), recipe, {}, {}, 0)
+    opened = Source(our_weights(source, model), recipe, {}, {}, 0, partial(carry, source))
     steps = steps_of(options, recipe.seed)
     told = write_run(opened, steps, target, options, torch.float32)
-    tokenizer = source / "tokenizer.json"
+    tokenizer = target / DIRECTORY / "tokenizer.json"
     words = f"tokenizer=file tokenizer.path={tokenizer} " if tokenizer.is_file() else ""
     return told.replace("run.name=…", f"{words}run.name=…")
 

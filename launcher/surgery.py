@@ -6,8 +6,9 @@ result a run directory. Of each step it is decided whether the optimizer's state
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from launcher.beside import DIRECTORY, bring
 from launcher.compose import build_recipe
 from launcher.config import Recipe, RecipeError
 from launcher.saving import recipe_hash
@@ -42,13 +44,17 @@ Options = Mapping[str, list[str]]
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint to convert. moments: kind, such as exp_avg -> those of all parameters. state: what was saved beside."""
+    """A checkpoint to convert. moments: kind, such as exp_avg -> those of all parameters. state: what was saved beside.
+
+    beside: makes a directory with the files that Hugging Face keeps beside weights.
+    """
 
     weights: Weights
     recipe: Recipe
     moments: Mapping[str, Weights]
     state: Mapping[str, Any]
     step: int
+    beside: Callable[[Path], Any]
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,12 @@ def open_run(place: Path) -> Source:
             "shape; a conversion would lose it"
         )
     moments = {kind: Weights(recipe.model, partial(read, prefix=f"{MOMENT_PREFIX}{kind}.")) for kind in kinds}
-    return Source(weights, recipe, moments, manifest.state, manifest.step)
+
+    def beside(target: Path) -> None:
+        target.mkdir()
+        bring(recipe, path, manifest.state, target)
+
+    return Source(weights, recipe, moments, manifest.state, manifest.step, beside)
 
 
 # Options
@@ -190,9 +201,12 @@ def write_run(source: Source, steps: Sequence[Step], target: Path, options: Opti
         make, owner = tensors[name]
         return make(owner)
 
-    _place(
-        target, recipe, lambda directory: write_streamed(directory, source.step if moments else 0, files, read, state)
-    )
+    with _unfinished(target) as place:
+        preset = place / "recipes" / "model" / f"{target.name}.yaml"
+        preset.parent.mkdir(parents=True)
+        preset.write_text(yaml.safe_dump(to_plain(model), sort_keys=False), encoding="utf-8")
+        source.beside(place / DIRECTORY)
+        write_streamed(place / "checkpoints", source.step if moments else 0, files, read, state)
     return _message(target, recipe, [step.words for step in steps], len(files), why, bool(moments))
 
 
@@ -226,20 +240,19 @@ def _files(
     return files_by_layout(recipe.model, layout, shapes, dtype, recipe.train.sequence_length)
 
 
-def _place(target: Path, recipe: Recipe, write: Callable[[Path], Path]) -> None:
-    """A run directory with the model's recipe and what `write` makes, under its name once it is whole."""
-    partial_target = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial_target, ignore_errors=True)
-    preset = partial_target / "recipes" / "model" / f"{target.name}.yaml"
-    preset.parent.mkdir(parents=True)
+@contextlib.contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """A directory that becomes `target` once all is well, and is removed where it is not."""
+    place = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
     try:
-        preset.write_text(yaml.safe_dump(to_plain(recipe.model), sort_keys=False), encoding="utf-8")
-        write(partial_target / "checkpoints")
+        yield place
         if target.exists():
             target.rmdir()
-        partial_target.rename(target)
+        place.rename(target)
     except BaseException:
-        shutil.rmtree(partial_target, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         raise
 
 

@@ -8,7 +8,7 @@ import pytest
 import tokenizers as library
 
 import data.tokenizers as tokenizers_module
-from data.config import DataError, TokenizerConfig
+from data.config import EOD_TEXT, DataError, TokenizerConfig
 from data.tokenizers import Tokenizer, load_corpus_tokenizer, make_tokenizer, train_bpe
 
 
@@ -155,3 +155,13 @@ def test_large_vocabularies_are_stored_in_four_bytes(byte):
     byte_like = Tokenizer("byte")
     byte_like.vocab_size = 65537
     assert byte_like.dtype == np.uint32
+
+
+def test_bytes_as_a_tokenizer_file(byte):
+    """Every byte, as tokenizers and transformers read the file that an export writes."""
+    found = library.Tokenizer.from_str(byte.huggingface_json())
+    assert found.get_vocab_size() == byte.vocab_size and found.token_to_id(EOD_TEXT) == byte.eod
+    text = "".join(map(chr, range(0x250))) + " \u20ac \U0001f600\n\n  tabs\t"
+    assert found.encode(text).ids == byte.encode(text).tolist()
+    assert found.decode(byte.encode(text).tolist()) == text
+    assert sorted(found.get_vocab().values()) == list(range(257))

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from data.config import TokenizerConfig
+from data.tokenizers import make_tokenizer
+from launcher.beside import bring
 from launcher.config import RecipeError
 from launcher.convert import INDEX, convert_command, import_folder
 from launcher.generate import load_model
 from models.config import ModelError
 from parallel.checkpoint.errors import CheckpointError
+from parallel.checkpoint.store import resolve
 from tests.launcher.running import Triaxis, assert_same_curve, minute
 from tests.models.helpers import random_tokens
 from tests.models.test_oracle_transformers import DIALECTS
@@ -88,11 +97,70 @@ def test_a_run_goes_out_with_its_tokenizer_and_comes_back_to_train_on(triaxis: T
     assert tokenizer.decode(ids) == sentence
     assert tokenizer.eos_token_id == AutoModelForCausalLM.from_pretrained(here / "out").generation_config.eos_token_id
     triaxis.run("checkpoint", "convert", "out", "imported")
+    assert convert_command([str(here / "imported"), str(here / "again")]) == 0
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "config.json",
+        "model.safetensors",
+    ):
+        assert (here / "out" / name).read_bytes() == (here / "again" / name).read_bytes(), name
     again = [part for part in recipe if not part.startswith(("model.", "run.name"))]
     preset = ["--config-dir", "imported/recipes", "model=imported", "run.init_from=imported", "run.name=again"]
     triaxis.run("train", *preset, *again)
     triaxis.run("train", *recipe, "run.init_from=runs/run", "run.name=direct")
     assert_same_curve(here / "runs" / "again", here / "runs" / "direct")
+
+
+def test_bytes_come_with_a_tokenizer_too(straight: Path, tmp_path: Path) -> None:
+    assert convert_command([str(straight), str(tmp_path / "out")]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer("dé\n")["input_ids"] == list("dé\n".encode())
+    assert (tokenizer.eos_token_id, tokenizer.decode(list("dé\n".encode()))) == (256, "dé\n")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.generation_config.eos_token_id == model.config.eos_token_id == 256
+
+
+def test_what_lies_beside_the_weights_comes_along(tmp_path: Path) -> None:
+    """Through import, conversion and export; with names that our own corpora never have."""
+    config = DIALECTS["llama-grouped"]
+    transformers_model(config).save_pretrained(tmp_path / "theirs")
+    words = {"</s>": 0, "<s>": 1, **{f"w{index}": index for index in range(2, config.vocab_size)}}
+    model = Tokenizer(WordLevel(words, unk_token="w2"))
+    model.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=model, eos_token="</s>", bos_token="<s>", chat_template="{{ 'w5' }}"
+    )
+    fast.save_pretrained(tmp_path / "theirs")
+    kept = {"eos_token_id": [0, 7], "bos_token_id": 1, "temperature": 0.3, "do_sample": True}
+    (tmp_path / "theirs" / "generation_config.json").write_text(json.dumps(kept))
+    for source, target, *options in (
+        ("theirs", "run"),
+        ("run", "half", "--first-layers=1"),
+        ("half", "out"),
+    ):
+        assert convert_command([str(tmp_path / source), str(tmp_path / target), *options]) == 0
+        shutil.rmtree(tmp_path / source)
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert again("w9 w3").input_ids == fast("w9 w3").input_ids == [9, 3]
+    assert (again.eos_token, again.bos_token, again.chat_template) == ("</s>", "<s>", "{{ 'w5' }}")
+    generation = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert {key: getattr(generation, key) for key in kept} == kept
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [0, 7]
+
+
+def test_a_corpus_of_a_named_end_keeps_its_name(straight: Path, tmp_path: Path) -> None:
+    words = {"</s>": 0, **{chr(97 + index): index + 1 for index in range(26)}}
+    Tokenizer(WordLevel(words, unk_token="a")).save(str(tmp_path / "file.json"))
+    made = make_tokenizer(TokenizerConfig("file", path=str(tmp_path / "file.json"), vocab_size=0), [])
+    made.save(tmp_path / "corpus" / "tokenizer")
+    recipe = load_model(straight)[1]
+    (tmp_path / "out").mkdir()
+    recipe = replace(recipe, data=replace(recipe.data, path=str(tmp_path / "corpus")))
+    ids, _ = bring(recipe, resolve(straight), {"counters": {}}, tmp_path / "out")
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (found.eos_token, found.eos_token_id, ids["eos_token_id"]) == ("</s>", 0, 0)
 
 
 @pytest.mark.parametrize(
