@@ -26,6 +26,9 @@ from parallel.checkpoint.pieces import Box, Piece, box_of, check_piece, volume
 CHUNK = 8 << 20
 """Bytes written and hashed at a time: they are still in a cache when they are hashed."""
 
+BLOCK = 32 << 20
+"""Bytes of a piece in a file; larger ones are cut by rows, since a reader checks whole pieces of which it needs a part."""
+
 _ALIGNMENT = 64
 _SAFETENSORS = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",

@@ -104,6 +104,17 @@ def overlapping(boxes: list[Box]) -> tuple[Box, Box] | None:
     return None
 
 
+def blocks(piece: Piece, limit: int) -> Iterator[Piece]:
+    """The piece as consecutive rows of at most `limit` bytes each, or one row; as it is where it is no larger."""
+    if piece.tensor.nbytes <= limit or not piece.shape:
+        yield piece
+        return
+    rows = max(1, limit * piece.tensor.shape[0] // piece.tensor.nbytes)
+    for start in range(0, piece.tensor.shape[0], rows):
+        offset = (piece.offset[0] + start, *piece.offset[1:])
+        yield Piece(piece.name, piece.shape, offset, piece.tensor[start : start + rows])
+
+
 def check_piece(piece: Piece) -> None:
     """Refuse a piece that does not lie in its logical tensor: an engine's mistake, found before it is written."""
     offset, extent = box_of(piece)

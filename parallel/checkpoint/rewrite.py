@@ -17,8 +17,8 @@ from torch import Tensor
 
 from parallel.checkpoint.commit import Save, abandon, commit
 from parallel.checkpoint.errors import CheckpointError, describe_os_error
-from parallel.checkpoint.files import DataFile, Index, data_name, plan_file, write_index
-from parallel.checkpoint.pieces import Piece
+from parallel.checkpoint.files import BLOCK, DataFile, Index, data_name, plan_file, write_index
+from parallel.checkpoint.pieces import Piece, blocks
 from parallel.checkpoint.store import Store
 
 OPEN_FILES = 256
@@ -60,7 +60,8 @@ def _write_files(saves: Sequence[Save], files: Sequence[list[Piece]], read: Read
         opened: list[tuple[Save, DataFile]] = []
         parts: dict[str, list[tuple[DataFile, Piece]]] = {name: [] for name in order}
         for save, pieces in zip(saves, files, strict=True):
-            pieces = sorted(pieces, key=lambda piece: order[piece.name])
+            pieces = [block for piece in pieces for block in blocks(piece, BLOCK)]
+            pieces.sort(key=lambda piece: order[piece.name])
             saved, kept = plan_file(pieces)
             file = DataFile(save.temporary / data_name(save.store.rank), saved)
             stack.callback(file.close)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from parallel.checkpoint.commit import Save, abandon, await_commit, commit, given_up
 from parallel.checkpoint.errors import CheckpointError, describe_os_error
-from parallel.checkpoint.files import SavedPiece, dtype_of, plan_file, write_rank
-from parallel.checkpoint.pieces import Piece
+from parallel.checkpoint.files import BLOCK, SavedPiece, dtype_of, plan_file, write_rank
+from parallel.checkpoint.pieces import Piece, blocks
 from parallel.checkpoint.store import Retention, Store
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Staging:
         """Make room for the pieces, touching every page; returns them in file order. Pieces laid out as the last
         time cost one comparison each, so that thousands do not hold training up.
         """
+        pieces = [block for piece in pieces for block in blocks(piece, BLOCK)]
         signature: list[tuple[object, ...]] = [
             (p.name, p.shape, p.offset, p.tensor.shape, p.tensor.dtype) for p in pieces
         ]

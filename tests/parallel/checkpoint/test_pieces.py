@@ -10,6 +10,7 @@ import torch
 
 from parallel.checkpoint.pieces import (
     Piece,
+    blocks,
     check_piece,
     intersect,
     overlapping,
@@ -79,3 +80,16 @@ def test_a_piece_outside_its_tensor_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="piece w: a rectangle"):
         check_piece(Piece("w", shape, offset, torch.zeros(extent)))
+
+
+def test_blocks_are_rows_that_make_up_the_piece() -> None:
+    whole = torch.arange(7 * 6.0).view(7, 6)
+    piece = Piece("w", (20, 30), (3, 5), whole)
+    for limit, count in ((24, 7), (10, 7), (71, 4), (72, 3), (168, 1)):
+        parts = list(blocks(piece, limit))
+        assert len(parts) == count
+        assert torch.equal(torch.cat([part.tensor for part in parts]), whole)
+        assert [part.offset[0] for part in parts] == [3 + sum(len(p.tensor) for p in parts[:i]) for i in range(count)]
+        assert all(part.offset[1] == 5 and (part.tensor.nbytes <= limit or len(part.tensor) == 1) for part in parts)
+    (scalar,) = blocks(Piece("s", (), (), torch.zeros(())), 1)
+    assert scalar.shape == ()
