@@ -52,12 +52,9 @@ def files_by_layout(
         owner = name.removeprefix(MOMENT_PREFIX).partition(".")[2] if name.startswith(MOMENT_PREFIX) else name
         block, about = found.get(owner, (0, None))
         stage = next(i for i, stop in enumerate(bounds[1:]) if block < stop)
-        for offset, extent, tensor in _tensor_shares(about, shape, parallel.tensor):
-            for data, (start, rows) in enumerate(_row_shares(extent, parallel.data)):
-                place = (offset[0] + start, *offset[1:]) if offset else ()
-                piece = _planned(name, shape, place, (rows, *extent[1:]) if extent else (), dtype)
-                if piece.tensor.numel() or (not torch.Size(shape).numel() and data == tensor == 0):
-                    files[tensor + parallel.tensor * (data + parallel.data * stage)].append(piece)
+        for tensor, data, offset, extent in _shares(about, shape, parallel.tensor, parallel.data):
+            place = tensor + parallel.tensor * (data + parallel.data * stage)
+            files[place].append(_planned(name, shape, offset, extent, dtype))
     return files
 
 
@@ -67,26 +64,27 @@ def _planned(
     return Piece(name, shape, offset, torch.empty(extent, dtype=dtype, device="meta"))
 
 
-def _tensor_shares(
-    about: Declaration | None, shape: tuple[int, ...], degree: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
-    """(offset, extent, tensor rank) of the rectangles that the tensor axis cuts a logical tensor into."""
-    if about is None or about.dim is None or about.shape != shape:
-        yield (0,) * len(shape), shape, 0
-        return
-    for rank in range(degree):
+def _shares(
+    about: Declaration | None, shape: tuple[int, ...], tensor: int, data: int
+) -> Iterator[tuple[int, int, tuple[int, ...], tuple[int, ...]]]:
+    """(tensor rank, data rank, offset, extent) of every rectangle of a logical tensor that is cut over so many ranks.
+
+    First as the layer cuts it, then the local parameter by rows as FSDP2 does: even shares, the last one short. What no
+    layer cuts is shared out among the data ranks of tensor rank 0.
+    """
+    if about is None or about.shape != shape:
+        about = Declaration(shape, None, (), 1, 0, 0.0)
+    for rank in range(tensor if about.dim is not None else 1):
         here = replace(about, rank=rank)
         local = here.local_shape
-        for window, offset in rectangles(here, (0,) * len(local), local):
-            yield offset, tuple(part.stop - part.start for part in window), rank
-
-
-def _row_shares(extent: tuple[int, ...], degree: int) -> list[tuple[int, int]]:
-    """(first row, rows) of each data rank's share; one row cannot be cut. Shares are those of FSDP2: even, the last short."""
-    if not extent:
-        return [(0, 1)]
-    share = -(-extent[0] // degree)
-    return [(min(i * share, extent[0]), max(0, min(share, extent[0] - i * share))) for i in range(degree)]
+        if not local:
+            yield rank, 0, (), ()
+            return
+        share = max(1, -(-local[0] // data))
+        for owner, start in enumerate(range(0, max(1, local[0]), share)):
+            zeros = (0,) * (len(local) - 1)
+            for window, offset in rectangles(here, (start, *zeros), (min(share, local[0] - start), *local[1:])):
+                yield rank, owner, offset, tuple(part.stop - part.start for part in window)
 
 
 def _declarations(model: ModelConfig, tensor: int) -> dict[str, tuple[int, Declaration]]:

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from parallel.checkpoint.pieces import Piece
+from parallel.checkpoint.manifest import read_index, read_manifest
+from parallel.checkpoint.pieces import Piece, box_of, intersect, volume
 from parallel.checkpoint.reader import load
 from parallel.checkpoint.store import Store
 from parallel.checkpoint.writer import Saver
@@ -109,6 +110,16 @@ def save(engine: Engine, mesh: Mesh, directory: Path, step: int) -> None:
     saver.close()
     (event,) = saver.poll()
     assert event.committed, event.message
+
+
+def share_in_own_file(case: Case, path: Path) -> float:
+    """Share of the elements that this rank loads that lie in the file of its own number."""
+    with laid_out(case) as (engine, mesh):
+        wanted = engine.pieces(for_saving=False)
+        held = read_index(path, read_manifest(path), mesh.rank).pieces
+        shared = [intersect(box_of(piece), saved.box) for piece in wanted for saved in held if saved.name == piece.name]
+        found = sum(volume(box[1]) for box in shared if box)
+        return found / sum(piece.tensor.numel() for piece in wanted)
 
 
 class _Allocations(TorchDispatchMode):
