@@ -7,6 +7,7 @@ and conversions compose as functions do. What each keeps, which the tests hold i
     … with identity     the logits: a repeat passes its input on (block expansion, LLaMA Pro, arXiv 2401.02415)
     resize_vocabulary   the logits of every old token, bitwise
     average             the mean, taken in float64 and rounded once; of equal tensors it is the same bits
+    upcycle             the logits, to rounding: each token's experts are whole copies of the dense layer
 """
 
 from __future__ import annotations
@@ -21,18 +22,27 @@ from models.config import ModelConfig, ModelError
 from models.decoder import Decoder, named_parameters
 from models.huggingface import logical_shapes
 from models.layers import PlainLayers
+from models.moe.config import MoEConfig
 from models.parameters import declaration, initialise
+from models.random import fill_normal, stream_key
 
 Read = Callable[[str], Tensor]
 
 VOCABULARY_TENSORS = ("embedding.token.weight", "head.projection.weight")
 FILLS = ("mean", "init", "zero")
 
+MEMORY = ("bias", "frequency")
+"""What routers remember beside their weights, float32 [E] each: `models.moe.routing.RouterState`."""
+
 _INTO_THE_RESIDUAL = (
     "attention.output.weight",
     "attention.output.bias",
     "feed_forward.down.weight",
     "feed_forward.down.bias",
+    "feed_forward.experts.down.weight",
+    "feed_forward.experts.down.bias",
+    "feed_forward.shared.down.weight",
+    "feed_forward.shared.down.bias",
 )
 
 
@@ -40,15 +50,20 @@ _INTO_THE_RESIDUAL = (
 class Weights:
     """A model and its tensors. read: logical name -> whole tensor float32, which the caller leaves as it is.
 
-    Moments of an optimizer are of this form too: one tensor for each parameter, of its shape.
+    memory: which of MEMORY there is of every router. Moments of an optimizer are of this form too: one tensor for each
+    parameter, of its shape, and no memory.
     """
 
     model: ModelConfig
     read: Read
+    memory: tuple[str, ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor, in the order of the model."""
-        return logical_shapes(self.model)
+        """Name and shape of every tensor, in the order of the model; what routers remember comes last."""
+        model = self.model
+        routers = [f"layers.{layer}.feed_forward.router" for layer in range(model.layers) if model.has_experts(layer)]
+        remembered = {f"{router}.{kind}": (model.moe.experts,) for router in routers for kind in self.memory}
+        return logical_shapes(model) | remembered
 
 
 def take_layers(source: Weights, order: Sequence[int], *, identity: bool = False) -> Weights:
@@ -69,6 +84,15 @@ def take_layers(source: Weights, order: Sequence[int], *, identity: bool = False
     if identity and len(set(order)) == len(order):
         raise ModelError("--identity: has no effect where no layer occurs twice; repeat one, or leave it")
 
+    model = replace(source.model, layers=len(order))
+    for place, index in enumerate(order):
+        if model.has_experts(place) != source.model.has_experts(index):
+            kind = "experts" if source.model.has_experts(index) else "no experts"
+            raise ModelError(
+                f"layer {place} of the new model would be layer {index}, which has {kind}, against "
+                f"model.moe.first_dense={model.moe.first_dense} and every={model.moe.every}; choose a list that keeps to them"
+            )
+
     def read(name: str) -> Tensor:
         if not name.startswith("layers."):
             return source.read(name)
@@ -77,7 +101,7 @@ def take_layers(source: Weights, order: Sequence[int], *, identity: bool = False
         repeated = order[int(index)] in order[: int(index)]
         return torch.zeros_like(tensor) if identity and repeated and path in _INTO_THE_RESIDUAL else tensor
 
-    return Weights(replace(source.model, layers=len(order)), read)
+    return Weights(model, read, source.memory)
 
 
 def resize_vocabulary(source: Weights, size: int, multiple: int, fill: str, seed: int = 0) -> Weights:
@@ -106,7 +130,7 @@ def resize_vocabulary(source: Weights, size: int, multiple: int, fill: str, seed
             wide[kept] = tensor[kept]
         return wide
 
-    return Weights(new, read)
+    return Weights(new, read, source.memory)
 
 
 def _fill_rows(tensor: Tensor, start: int, name: str, model: ModelConfig, fill: str, seed: int) -> None:
@@ -143,7 +167,71 @@ def average(sources: Sequence[Weights], shares: Sequence[float]) -> Weights:
         assert total is not None
         return total.div_(sum(shares)).float()
 
-    return Weights(first, read)
+    return Weights(first, read, sources[0].memory)
+
+
+def upcycle(source: Weights, experts: int, top_k: int, parts: int = 1, *, seed: int = 0) -> Weights:
+    """A dense model with experts in place of each feed-forward layer, which computes the same (sparse upcycling, 2212.05055).
+
+    Each layer is copied `experts / parts` times, and each copy divided by its features into `parts` experts. All parts of a
+    copy have one router row (virtual groups, arXiv 2410.07524), so they are chosen together while nothing has been trained;
+    a token's weights sum to 1 over experts of which `parts` make a whole, hence model.moe.scale = parts.
+    parts=1: copies. parts=experts=top_k: one copy divided, no parameters but the router's added.
+    ModelError where features, experts or choices do not divide, or the source has experts already.
+    """
+    dense, width = source.model, source.model.ffn_width
+    if dense.moe.experts:
+        raise ModelError(
+            f"--experts={experts}: the model has {dense.moe.experts} experts already; begin from a dense one"
+        )
+    for option, value, divisor in (
+        ("feed-forward width", width, parts),
+        ("--experts", experts, parts),
+        ("--top-k", top_k, parts),
+    ):
+        if value % divisor or not value:
+            raise ModelError(
+                f"{option}={value}: must be a multiple of --granularity={divisor}, so that whole layers are chosen"
+            )
+    narrow = width // parts
+    product = "loop" if narrow % 8 or dense.hidden_size % 8 else "grouped"
+    moe = MoEConfig(
+        experts=experts, top_k=top_k, expert_size=narrow, normalise=True, scale=float(parts), product=product
+    )
+    model = replace(dense, ffn_size=width, moe=moe)
+
+    def read(name: str) -> Tensor:
+        head, inside, path = name.partition(".feed_forward.")
+        if not inside:
+            return source.read(name)
+        if path == "router.weight":
+            rows = torch.empty(experts // parts, model.hidden_size)
+            key = stream_key(seed, "weights", name)
+            fill_normal(rows, key, (experts, model.hidden_size), (0, 0), model.init_std)
+            return rows.repeat_interleave(parts, 0)
+        if path in ("router.bias", "router.frequency"):
+            return torch.full((experts,), 0.0 if path.endswith("bias") else 1.0 / experts)
+        tensor = source.read(f"{head}.feed_forward.{path.removeprefix('experts.')}")
+        return experts_of(path.removeprefix("experts."), tensor, parts, gated=model.gated, copies=experts // parts)
+
+    return Weights(model, read, MEMORY)
+
+
+def experts_of(path: str, dense: Tensor, parts: int, *, gated: bool, copies: int) -> Tensor:
+    """A tensor of a dense feed-forward layer as that of all experts, one expert's rows after another's.
+
+    E = copies x parts, f = F / parts. path: up.weight [(2)F, H] -> [E (2)f, H], gate rows before up rows in each expert.
+    down.weight [H, F] -> [E f, H], transposed. up.bias [(2)F] -> [E (2)f]. down.bias [H] -> [E H], divided by the parts that
+    add it up.
+    """
+    if path == "down.bias":
+        whole = (dense / parts).repeat(parts)
+    elif path == "down.weight":
+        whole = dense.t()
+    else:
+        fused = dense.unflatten(0, (2 if gated else 1, parts, -1))
+        whole = fused.transpose(0, 1).reshape(dense.shape)
+    return torch.cat([whole] * copies)
 
 
 def _difference(one: ModelConfig, other: ModelConfig) -> str:

@@ -137,6 +137,12 @@ def check_micro_batches(config: ParallelConfig, micro_batches: int) -> None:
             f"parallel.schedule={config.schedule}: with parallel.pipeline={config.pipeline} {trouble}, and a step has "
             f"{micro_batches}; change train.batch_tokens or train.micro_batch"
         )
+    engine = choose_engine(config, config.model_parallel * config.data)[0].engine
+    if engine == "torch" and config.schedule == "1f1b" and micro_batches < config.pipeline:
+        raise ParallelError(
+            f"parallel.pipeline={config.pipeline}: torch's 1F1B needs as many micro-batches a step, which has {micro_batches}; "
+            "raise train.batch_tokens, lower train.micro_batch, or set parallel.schedule=gpipe or parallel.engine=deepspeed"
+        )
 
 
 def choose_engine(config: ParallelConfig, world_size: int) -> tuple[ParallelConfig, str]:

@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import torch
 
+from models.blocks import block_count
 from models.config import ModelConfig
-from models.decoder import block_count, build_block, named_parameters
+from models.decoder import build_block, named_parameters
 from models.layers import Layers, PlainLayers
 from models.parameters import Declaration, declaration, rectangles
 from parallel.check import check_model
@@ -74,7 +75,7 @@ def _shares(
     """
     if about is None or about.shape != shape:
         about = Declaration(shape, None, (), 1, 0, 0.0)
-    for rank in range(tensor if about.dim is not None else 1):
+    for rank in range(1 if about.whole_on_each else tensor):
         here = replace(about, rank=rank)
         local = here.local_shape
         if not local:

@@ -143,6 +143,7 @@ def test_a_padded_vocabulary_divides() -> None:
     [
         ({"schedule": "zbv"}, 3, ["schedule=zbv", "at least 4", "has 3"]),
         ({"schedule": "interleaved_1f1b", "virtual_stages": 2}, 5, ["interleaved_1f1b", "2 rounds", "has 5"]),
+        ({"engine": "torch"}, 1, ["pipeline=2", "as many micro-batches", "has 1"]),
     ],
 )
 def test_micro_batches_that_a_schedule_cannot_take_are_refused(

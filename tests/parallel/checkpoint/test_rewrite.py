@@ -55,6 +55,8 @@ def read_back(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         ("gpt", (4, 1, 2)),
         ("post", (1, 1, 3)),
         ("qwen", (2, 1, 1)),
+        ("experts", (2, 1, 2)),
+        ("capacity", (2, 2, 1)),
     ],
     ids=str,
 )
