@@ -45,6 +45,9 @@ With any of these TARGET is a run instead. They are applied in the order given:
   --vocab N                as many tokens, at least the old ones, whose logits stay
   --vocab-multiple M       padded to a multiple of M
     --vocab-fill mean|init new rows: the mean of the old ones (mean), or initial weights
+  --experts N              a mixture of N experts in place of each feed-forward layer: copies of it, the same logits
+    --top-k K              experts a token (2 whole layers)
+    --granularity G        divide each copy into G experts; N = G = K adds no parameters but the router's
   --average OTHER …        the mean of the source and other runs or checkpoints
     --average-weights A,B  how much each counts, the source first
   --layout TxPxD           nothing else changes; files cut for tensor x pipeline x data, so that each rank reads mostly
@@ -52,7 +55,7 @@ With any of these TARGET is a run instead. They are applied in the order given:
   --weights-only           without the optimizer's state. It is kept by --vocab, --vocab-multiple and --layout (new rows
                            begin with none); the others cannot keep it"""
 VALUES = ("--dtype", "--shard-gb", "--first-layers", "--depth", "--vocab", "--vocab-multiple", "--vocab-fill", "--layout",
-          "--average-weights")  # fmt: skip
+          "--average-weights", "--experts", "--top-k", "--granularity")  # fmt: skip
 FLAGS = ("--identity", "--weights-only")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INDEX = "model.safetensors.index.json"

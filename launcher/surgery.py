@@ -24,7 +24,7 @@ from launcher.config import Recipe, RecipeError
 from launcher.saving import recipe_hash
 from launcher.schema import to_plain
 from models.config import count_parameters
-from models.surgery import Weights, average, resize_vocabulary, take_layers
+from models.surgery import MEMORY, Weights, average, resize_vocabulary, take_layers, upcycle
 from parallel.checkpoint.cuts import files_by_layout, files_by_size
 from parallel.checkpoint.manifest import read_manifest
 from parallel.checkpoint.pieces import Piece
@@ -34,8 +34,14 @@ from parallel.checkpoint.store import resolve
 from parallel.config import ParallelConfig
 from parallel.engines.state import MOMENT_PREFIX
 
-STRUCTURE = ("--first-layers", "--depth", "--vocab", "--vocab-multiple", "--average")
-MODIFIERS = {"--identity": "--depth", "--vocab-fill": "--vocab", "--average-weights": "--average"}
+STRUCTURE = ("--first-layers", "--depth", "--vocab", "--vocab-multiple", "--average", "--experts")
+MODIFIERS = {
+    "--identity": "--depth",
+    "--vocab-fill": "--vocab",
+    "--average-weights": "--average",
+    "--top-k": "--experts",
+    "--granularity": "--experts",
+}
 OF_A_RUN = (*STRUCTURE, *MODIFIERS, "--layout", "--weights-only")
 """Options whose target is a run."""
 
@@ -78,13 +84,16 @@ def open_run(place: Path) -> Source:
         load(path, [Piece(prefix + name, shapes[prefix + name], (0,) * whole.dim(), whole)])
         return whole
 
-    weights = Weights(recipe.model, read)
+    memory = tuple(kind for kind in MEMORY if any(name.endswith(f".router.{kind}") for name in shapes))
+    weights, parameters = Weights(recipe.model, read, memory), Weights(recipe.model, read).shapes()
     known = weights.shapes()
     kinds = sorted({name.split(".")[1] for name in shapes if name.startswith(MOMENT_PREFIX)})
     kinds = [
-        kind for kind in kinds if all(shapes.get(f"{MOMENT_PREFIX}{kind}.{name}") == known[name] for name in known)
+        kind
+        for kind in kinds
+        if all(shapes.get(f"{MOMENT_PREFIX}{kind}.{name}") == shape for name, shape in parameters.items())
     ]
-    strange = shapes.keys() - known.keys() - {f"{MOMENT_PREFIX}{kind}.{name}" for kind in kinds for name in known}
+    strange = shapes.keys() - known.keys() - {f"{MOMENT_PREFIX}{kind}.{name}" for kind in kinds for name in parameters}
     if strange:
         raise RecipeError(
             f"{path}: holds {sorted(strange)[0]} ({len(strange)} such tensors), which is neither a weight nor a moment of its "
@@ -115,6 +124,8 @@ def steps_of(options: Options, seed: int) -> list[Step]:
             steps.append(_depth(options[option][0], "--identity" in options))
         elif option == "--average":
             steps.append(_average([Path(place) for place in options[option]], options.get("--average-weights")))
+        elif option == "--experts":
+            steps.append(_experts(options, seed))
         elif option == next((name for name in options if name in ("--vocab", "--vocab-multiple")), None):
             steps.append(_vocabulary(options, seed))
     return steps
@@ -164,6 +175,15 @@ def _vocabulary(options: Options, seed: int) -> Step:
     return Step(told, partial(change, fill=fill), partial(change, fill="zero"))
 
 
+def _experts(options: Options, seed: int) -> Step:
+    experts = _whole_number(options, "--experts")
+    parts = _whole_number(options, "--granularity") if "--granularity" in options else 1
+    top_k = _whole_number(options, "--top-k") if "--top-k" in options else min(2, experts // parts) * parts
+    divided = f" of {parts} parts of a layer each" if parts > 1 else ""
+    told = f"{experts} experts{divided}, {top_k} a token"
+    return Step(told, partial(upcycle, experts=experts, top_k=top_k, parts=parts, seed=seed))
+
+
 def _average(places: list[Path], shares: list[str] | None) -> Step:
     try:
         numbers = [float(share) for share in shares[0].split(",")] if shares else [1.0] * (1 + len(places))
@@ -188,7 +208,7 @@ def write_run(source: Source, steps: Sequence[Step], target: Path, options: Opti
         raise RecipeError("--dtype: optimizer state is float32; give --weights-only too, or leave it")
     tensors: dict[str, tuple[Callable[[str], Tensor], str]] = {name: (weights.read, name) for name in weights.shapes()}
     for kind, moment in moments.items():
-        tensors |= {f"{MOMENT_PREFIX}{kind}.{name}": (moment.read, name) for name in weights.shapes()}
+        tensors |= {f"{MOMENT_PREFIX}{kind}.{name}": (moment.read, name) for name in moment.shapes()}
     shapes = {name: weights.shapes()[owner] for name, (_, owner) in tensors.items()}
     model = replace(weights.model, name=target.name) if steps else weights.model
     run = replace(source.recipe.run, name=target.name, dir=str(target.parent), init_from="", init_what="weights")

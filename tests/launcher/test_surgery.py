@@ -20,7 +20,7 @@ from parallel.checkpoint.errors import CheckpointError
 from parallel.checkpoint.manifest import read_manifest
 from parallel.checkpoint.store import Store, resolve
 from tests.launcher.conftest import straight_recipe
-from tests.launcher.running import Triaxis, curve, minute
+from tests.launcher.running import Triaxis, curve, minute, records
 from tests.models.test_oracle_transformers import DIALECTS
 from tests.models.transformers_models import transformers_model
 
@@ -106,12 +106,26 @@ def test_files_for_a_layout_hold_the_same_run(straight: Path, corpus: Path, tria
     assert curve(here / "runs" / "on") == curve(straight)[60:64]
 
 
-def test_a_converted_model_trains_by_its_own_recipe(straight: Path, corpus: Path, triaxis: Triaxis) -> None:
+def test_a_dense_run_trains_on_as_a_deeper_mixture(straight: Path, corpus: Path, triaxis: Triaxis) -> None:
+    """Several conversions in one, and the recipe that comes with the result."""
     here = triaxis.directory
-    convert(straight, here / "wide", "--vocab=270", "--depth=0-1,1", "--identity")
-    recipe = [part for part in minute(corpus, 2) if not part.startswith(("model.", "run.name"))]
-    triaxis.run("train", "--config-dir", "wide/recipes", "model=wide", *recipe, "run.init_from=wide", "run.name=on")
+    convert(straight, here / "copies", "--experts=4")
+    grown = ["--depth=0-1,1", "--identity", "--vocab=270"]
+    convert(straight, here / "parts", *grown, "--experts=8", "--granularity=4", "--top-k=4")
+    for name, told in (("copies", (4, 2, 64, 1.0)), ("parts", (8, 4, 16, 4.0))):
+        moe = load_model(here / name)[1].model.moe
+        assert (moe.experts, moe.top_k, moe.expert_size, moe.scale) == told
+        torch.testing.assert_close(logits(here / name)[..., :257], logits(straight)[..., :257], rtol=0, atol=1e-5)
+    # what routers remember is there for whoever turns it on
+    options = ["model.moe.bias_rate=0.01", "model.moe.aux_scope=global_batch", "train.validation_tokens=0"]
+    recipe = [part for part in minute(corpus, 1) if not part.startswith(("model.", "run.name", "train.validation"))]
+    begin = ["--config-dir", "parts/recipes", "model=parts", "run.init_from=parts", "run.name=on"]
+    triaxis.run("train", *begin, *recipe, *options)
     assert load_model(here / "runs" / "on")[1].model.layers == 3
+    convert(here / "runs" / "on", here / "again", "--first-layers=1")
+    assert "layers.0.feed_forward.router.bias" in names_of(here / "again")
+    first, dense = records(here / "runs" / "on", "step")[0], records(straight, "step")[-1]
+    assert abs(first["loss"] - dense["loss"]) < 0.3, "the first step begins where the dense model ended"
 
 
 def test_weights_alone_are_no_run_to_go_on_with(straight: Path, tmp_path: Path) -> None:
@@ -144,6 +158,9 @@ def test_a_folder_is_converted_as_it_is_imported(tmp_path: Path) -> None:
         (["--first-layers=1", "--identity"], "--identity: has no effect without --depth"),
         (["--vocab=100"], "the model has 257"),
         (["--vocab=300", "--vocab-fill=noise"], "choose mean or init"),
+        (["--experts=6", "--granularity=4"], "must be a multiple of --granularity=4"),
+        (["--top-k=2"], "--top-k: has no effect without --experts"),
+        (["--experts=1"], "at least 2"),
         (["--average"], "needs other runs"),
         (["--average-weights=1,2"], "without --average"),
         (["--first-layers=1", "--weights-only"], "keeps weights alone"),
