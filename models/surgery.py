@@ -159,12 +159,9 @@ def average(sources: Sequence[Weights], shares: Sequence[float]) -> Weights:
         )
 
     def read(name: str) -> Tensor:
-        total: Tensor | None = None
-        for source, share in zip(sources, shares, strict=True):
-            part = source.read(name)
-            total = torch.zeros_like(part, dtype=torch.float64) if total is None else total
-            total.add_(part, alpha=share)
-        assert total is not None
+        total = sources[0].read(name).double().mul_(shares[0])
+        for source, share in zip(sources[1:], shares[1:], strict=True):
+            total.add_(source.read(name), alpha=share)
         return total.div_(sum(shares)).float()
 
     return Weights(first, read, sources[0].memory)
