@@ -18,7 +18,7 @@ from models.feedforward import residual_std
 from models.functions import rms_norm, rotate, split_and_rotate
 from models.layers import Layers
 from models.parameters import declare
-from models.random import stream_key
+from models.random import key_tensor, stream_key
 
 
 class Attention(nn.Module):
@@ -40,12 +40,12 @@ class Attention(nn.Module):
             window=config.attention_window,
             documents=config.document_mask,
             dropout=config.attention_dropout,
-            dropout_key=stream_key(layers.clock.seed, "dropout", name, "attention"),
+            dropout_key=key_tensor(stream_key(layers.clock.seed, "dropout", name, "attention")),
             heads=config.heads,
         )
         self._attend = layers.attention_core(spec, self.heads)
 
-    def forward(self, x: Tensor, first_sample: int) -> Tensor:
+    def forward(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
         """x: [S, B, H] -> [S, B, H]."""
         query, key, value = self._heads(self.qkv(x))
         if self.recompute_core and self.training:
@@ -79,7 +79,7 @@ class Attention(nn.Module):
             query, key = rotate(query, *table), rotate(key, *table)
         return query, key, value
 
-    def _core(self, query: Tensor, key: Tensor, value: Tensor, first_sample: int) -> Tensor:
+    def _core(self, query: Tensor, key: Tensor, value: Tensor, first_sample: int | Tensor) -> Tensor:
         """query [S, B, A, D], key and value [S, B, G, D] -> [S, B, A * D]."""
         return self._attend(query, key, value, first_sample, self.training)
 
@@ -125,13 +125,20 @@ def _query_key_norm(config: ModelConfig, layers: Layers, heads: int) -> nn.Modul
     return _WholeNorm(layers, heads, config.head_width, config.norm_eps) if config.qk_norm_whole else None
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # a table first made while sampling must still serve training
+@torch.compiler.assume_constant_result  # a compiled block holds the table instead of making it in every step
 def rotary_table(
     spans: Spans, width: int, theta: float, scaling: RopeScaling, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine, each [S, 1, 1, width] for the positions of the spans, both halves filled, the first half of the sine
-    negated (RoFormer, arXiv 2104.09864); angles in float64 so that long positions keep their precision."""
+    negated (RoFormer, arXiv 2104.09864); angles in float64 so that long positions keep their precision. Made once."""
+    return _rotary_table(spans, width, theta, scaling, device, dtype)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a table first made while sampling must still serve training
+def _rotary_table(
+    spans: Spans, width: int, theta: float, scaling: RopeScaling, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     frequency = theta ** -(torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
     if scaling.factor != 1.0:
         frequency = _scale_frequencies(frequency, scaling)

@@ -34,7 +34,7 @@ class CoreSpec:
     window: int = 0
     documents: bool = False
     dropout: float = 0.0
-    dropout_key: int = 0
+    dropout_key: int | Tensor = 0
     heads: int = 1
 
     def empty(self, rows: Span, columns: Span) -> bool:

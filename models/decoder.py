@@ -7,7 +7,7 @@ blocks so that a tied head shares a block that holds nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -82,6 +82,7 @@ class DecoderLayer(Block):
             self.feed_forward = FeedForward(config, layers, config.ffn_width)
         self.attention_drop = Dropout(layers, config.dropout, f"{self.name}/attention_output")
         self.ffn_drop = Dropout(layers, config.dropout, f"{self.name}/ffn_output")
+        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [S, B, H] -> [S, B, H]."""
@@ -90,7 +91,19 @@ class DecoderLayer(Block):
             return checkpoint(self._run, x, first_sample, use_reentrant=False)
         return self._run(x, first_sample)
 
+    def compile_arithmetic(self, backend: str | Callable) -> None:
+        """Compile all but the clock and the checkpoint. Layers share their code, so a decoder compiles one of them.
+
+        A break in the graph, or a layer that would have to be compiled over and over, is an error, not a slow run.
+        """
+        self._compiled = torch.compile(self._arithmetic, backend=backend, fullgraph=True, dynamic=False)
+
     def _run(self, x: Tensor, first_sample: int) -> Tensor:
+        if self._compiled is None:
+            return self._arithmetic(x, first_sample)
+        return self._compiled(x, torch.tensor(first_sample))  # a number would be compiled for each value anew
+
+    def _arithmetic(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
         length = self._layers.uncut(x.shape[0])
         if self.pre_norm:
             x = x + self.attention_drop(self.attention(self.attention_norm(x), first_sample), first_sample, length)

@@ -1,5 +1,7 @@
 """Functions whose gradient is written out, in fewer passes over memory than autograd's own composition of them.
 
+A compiler finds fewer passes still, and cannot see into what is written out: while one traces, it is given the composition.
+
 On CPU the passes beside the matrix products are a third of a small model's step: these save 5 % of it (`triaxis bench train`
 and RESULTS.md). Each is held to autograd in float64 by tests/models/test_functions.py.
 """
@@ -11,19 +13,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 _aten = torch.ops.aten
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) * weight over the last dim, in float32; keeps the dtype of x (arXiv 1910.07467)."""
-    if x.is_cuda:  # torch has one kernel for it there
+    if x.is_cuda or is_compiling():  # torch has one kernel for it there
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     return _RMSNorm.apply(x, weight, eps)
 
 
 def gated(x: Tensor, activation: str) -> Tensor:
     """activation(gate) * up, where x [..., 2F] holds gate and up side by side (arXiv 2002.05202). activation: silu, gelu."""
+    if is_compiling():
+        gate, up = x.chunk(2, dim=-1)
+        return (F.silu(gate) if activation == "silu" else F.gelu(gate)) * up
     return _Gated.apply(x, activation)
 
 
@@ -32,6 +38,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
     cosine, sine: [S, 1, 1, D], both halves filled, the first half of the sine negated.
     """
+    if is_compiling():
+        return x * cosine + x.roll(x.shape[-1] // 2, -1) * sine
     return _Rotation.apply(x, cosine, sine)
 
 
@@ -39,6 +47,9 @@ def split_and_rotate(
     qkv: Tensor, heads: int, kv_heads: int, cosine: Tensor, sine: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[S, B, (heads + 2 kv_heads) D] -> query [S, B, heads, D] and key [S, B, kv_heads, D], both rotated, and value."""
+    if is_compiling():
+        query, key, value = qkv.unflatten(-1, (-1, cosine.shape[-1])).split([heads, kv_heads, kv_heads], dim=-2)
+        return rotate(query, cosine, sine), rotate(key, cosine, sine), value
     return _SplitAndRotate.apply(qkv, heads, kv_heads, cosine, sine)
 
 

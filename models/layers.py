@@ -21,7 +21,7 @@ from models.functions import rms_norm
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
 from models.parameters import declare
-from models.random import Clock, drop, offsets, stream_key
+from models.random import Clock, drop, key_tensor, offsets, stream_key
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -243,9 +243,9 @@ class Dropout(nn.Module):
         super().__init__()
         self.probability = probability
         self._layers = layers
-        self._key = stream_key(layers.clock.seed, "dropout", name)
+        self._key = key_tensor(stream_key(layers.clock.seed, "dropout", name))
 
-    def forward(self, x: Tensor, first_sample: int, sequence_length: int) -> Tensor:
+    def forward(self, x: Tensor, first_sample: int | Tensor, sequence_length: int) -> Tensor:
         """x: [S, B, H]; first_sample: global index of the first sequence; sequence_length: the uncut S."""
         if self.probability == 0 or not self.training:
             return x

@@ -37,7 +37,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
-def uniform(key: int, index: Tensor) -> Tensor:
+def uniform(key: int | Tensor, index: Tensor) -> Tensor:
     """Uniform float64 in (0, 1), 52 random bits, for each global offset in `index` (int64, any shape).
 
     52, not 53: float64 then holds bits + 0.5 exactly, so the ends 0 and 1 (an infinite normal number) cannot come out.
@@ -49,7 +49,9 @@ def uniform(key: int, index: Tensor) -> Tensor:
     return _shift(x, 12).to(torch.float64).add_(0.5).mul_(2.0**-52)
 
 
-def offsets(shape: tuple[int, ...], offset: tuple[int, ...], extent: tuple[int, ...], device: torch.device) -> Tensor:
+def offsets(
+    shape: tuple[int, ...], offset: tuple[int | Tensor, ...], extent: tuple[int, ...], device: torch.device
+) -> Tensor:
     """Row-major global offsets (int64, shape `extent`) of a rectangle of a tensor of `shape`."""
     index = torch.zeros((1,) * len(extent), dtype=torch.int64, device=device)
     stride = 1
@@ -110,7 +112,12 @@ class Clock:
         return self._documents[first_sample - self._first :][:sequences]
 
 
-def drop(x: Tensor, key: int, probability: float, index: Tensor) -> Tensor:
+def key_tensor(key: int) -> Tensor:
+    """A key as an int64 scalar, which a compiled block takes as an input: of a number it would be compiled for that alone."""
+    return torch.tensor(key, dtype=torch.int64, device="cpu")
+
+
+def drop(x: Tensor, key: int | Tensor, probability: float, index: Tensor) -> Tensor:
     """Dropout of x, whose elements stand at the global offsets `index` of the stream `key`.
 
     Scaled by a Python number, which a bfloat16 product takes in float32: a scaled mask would round 1 / 0.9 by 0.16 %.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 
 from models.config import ModelConfig
@@ -46,6 +48,7 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
             )
             raise ParallelError(f"model.{option}={value}: does not divide by parallel.tensor={degree}; {cure}")
     _check_experts(config, model, sequence_length)
+    _check_compiled(config, model)
     if config.sequence_parallel and sequence_length % degree:
         raise ParallelError(
             f"train.sequence_length={sequence_length}: does not divide by parallel.tensor={degree}, as "
@@ -129,6 +132,21 @@ def _check_context(config: ParallelConfig, model: ModelConfig, sequence_length: 
             )
 
 
+def _check_compiled(config: ParallelConfig, model: ModelConfig) -> None:
+    if config.compile == "none":
+        return
+    for option, there in (
+        (f"model.moe.experts={model.moe.experts}: how many tokens each expert gets", model.moe.experts > 0),
+        (f"parallel.context={config.context}: what attention sends and receives", config.context > 1),
+        ("model.document_mask=true: where documents end", model.document_mask),
+    ):
+        if there:
+            raise ParallelError(
+                f"parallel.compile={config.compile}: with {option} is known in each step anew, and a compiled layer is one "
+                "graph; set parallel.compile=none"
+            )
+
+
 def check_micro_batches(config: ParallelConfig, micro_batches: int) -> None:
     """Refuse a number of micro-batches a step and data rank that the schedule cannot take."""
     trouble = micro_batch_trouble(config, micro_batches)
@@ -163,10 +181,33 @@ def choose_engine(config: ParallelConfig, world_size: int) -> tuple[ParallelConf
 
 def check_engine(config: ParallelConfig, precision: PrecisionConfig, device: str, world_size: int) -> None:
     """Refuse combinations that an engine cannot do, before any process starts. precision: resolved, not auto."""
+    _check_compile(config, device)
     if config.engine == "torch":
         _check_torch(config, precision, world_size)
     else:
         _check_deepspeed(config, precision, device)
+
+
+def _check_compile(config: ParallelConfig, device: str) -> None:
+    if config.compile == "none":
+        return
+    if config.engine == "deepspeed" and config.zero_stage == 3:
+        raise ParallelError(
+            f"parallel.compile={config.compile}: with parallel.zero_stage=3 DeepSpeed gathers parameters inside of each layer, "
+            "where no compiler can follow; set parallel.engine=torch or parallel.compile=none"
+        )
+    if SCHEDULES[config.schedule].splits_backward:
+        raise ParallelError(
+            f"parallel.compile={config.compile}: parallel.schedule={config.schedule} computes gradients of weights apart from "
+            "those of inputs, and a compiled layer gives both at once, so its backward would run twice; set "
+            "parallel.schedule=interleaved_1f1b or parallel.compile=none"
+        )
+    compiler = os.environ.get("CXX", "g++")
+    if device == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
+        raise ParallelError(
+            f"parallel.compile={config.compile}: on CPU torch needs a C++ compiler and {compiler} was not found; install g++, "
+            "name one in CXX, or set parallel.compile=none"
+        )
 
 
 def _check_torch(config: ParallelConfig, precision: PrecisionConfig, world_size: int) -> None:

@@ -49,6 +49,8 @@ class ParallelConfig:
     """Keep optimizer state and master weights in host memory (zero_stage 1 to 3; the torch engine parameters too)."""
     recompute: str = "none"
     """Activations computed again in backward: none, block (whole layers), selective (attention cores)."""
+    compile: str = "none"
+    """What goes through torch.compile: none, or block (each layer; one compilation serves all)."""
     timeout_seconds: int = 600
     """How long a collective may wait before the run is ended as hung."""
 
@@ -74,6 +76,8 @@ class ParallelConfig:
             raise ParallelError(f"parallel.zero_stage={self.zero_stage}: choose 0, 1, 2 or 3")
         if self.recompute not in ("none", "block", "selective"):
             raise ParallelError(f"parallel.recompute={self.recompute}: choose none, block or selective")
+        if self.compile not in ("none", "block"):
+            raise ParallelError(f"parallel.compile={self.compile}: choose none or block")
         if self.sequence_parallel and self.tensor == 1:
             raise ParallelError(
                 "parallel.sequence_parallel=true: has no effect with parallel.tensor=1; set it to false or tensor above 1"

@@ -149,6 +149,8 @@ class MegatronLayers(AcrossContext):
         self.experts: ExpertAxis = LocalExperts()
         self.group, self.rank, self.degree = mesh.tensor_group, mesh.place.tensor, mesh.config.tensor
         self.sequence_parallel = mesh.config.sequence_parallel
+        # megatron-core sums input gradients asynchronously inside its product, which no compiler can follow
+        self.sum_at_entry = mesh.config.compile != "none"
         # use_cpu_initialization allocates with torch.empty on the current default device, which serves every device;
         # perform_initialization=False leaves the values to us, so no rank ever holds a whole matrix.
         self.config = ModelParallelConfig(
@@ -237,8 +239,8 @@ class _Column(nn.Module):
             bias=bias,
             gather_output=False,
             skip_weight_param_allocation=tied,
-            # under sequence parallelism the gather's backward already sums the input gradient
-            disable_grad_reduce=layers.sequence_parallel,
+            # `enter` sums the input gradient
+            disable_grad_reduce=layers.sequence_parallel or layers.sum_at_entry,
             tp_group=layers.group,
         )
         self.weight, self.bias = linear.weight, linear.bias
@@ -251,7 +253,9 @@ class _Column(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """x: [S(/T), B, inputs] -> [S, B, share of outputs]."""
-        if self._layers.sequence_parallel:  # without it megatron-core's layer enters the region itself
+        if (
+            self._layers.sequence_parallel or self._layers.sum_at_entry
+        ):  # else megatron-core's layer enters the region itself
             x = self._layers.enter(x)
         return _lend(self.linear, self, x, weight)[0]
 
@@ -273,7 +277,6 @@ class _Row(nn.Module):
             tp_group=layers.group,
         )
         self.weight = linear.weight
-        object.__setattr__(self, "linear", linear)
         self.weight.tensor_model_parallel = True
         shape = (outputs, inputs // layers.degree)
         declare(self.weight, shape=shape, std=std, dim=1, degree=layers.degree, rank=layers.rank)
@@ -281,13 +284,10 @@ class _Row(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [S, B, share of inputs] -> [S(/T), B, outputs]."""
-        if self._layers.sequence_parallel:
-            partial = linear_with_grad_accumulation_and_async_allreduce(
-                x, self.weight, None, False, False, False, tp_group=self._layers.group
-            )
-            y = self._layers.leave(partial)
-        else:
-            y = _lend(self.linear, self, x)[0]
+        partial = linear_with_grad_accumulation_and_async_allreduce(
+            x, self.weight, None, False, False, False, tp_group=self._layers.group
+        )
+        y = self._layers.leave(partial)
         return y if self.bias is None else y + self._layers.use(self.bias)
 
 

@@ -15,7 +15,9 @@ with warnings.catch_warnings():
         vocab_parallel_cross_entropy,
     )
     from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
-    from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+    from megatron.core.tensor_parallel.mappings import (
+        copy_to_tensor_model_parallel_region,
+    )
 
 __all__ = [
     "ColumnParallelLinear",

@@ -43,6 +43,7 @@ from models.layers import Layers
 from models.parameters import declaration, initialise
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece, rectangles_of_range
+from parallel.compiled import compile_blocks
 from parallel.context import cut_for, documents_of
 from parallel.engines.base import (
     Batch,
@@ -82,6 +83,7 @@ class DeepSpeedEngine:
         with _quiet():
             _join_deepspeed(self.device)
             self.module = self._build_module()
+            compile_blocks(self._blocks(), mesh.config)
             self.parameters = self.named_parameters()
             self._initialise()
             for _, parameter in self.parameters:

@@ -29,6 +29,7 @@ from models.moe.layer import MixtureOfExperts
 from models.parameters import Declaration, declaration, initialise
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece
+from parallel.compiled import compile_blocks
 from parallel.context import cut_for, documents_of
 from parallel.engines.base import (
     Batch,
@@ -101,6 +102,7 @@ class FsdpEngine:
         self.stages = stage_count(mesh.config)
         self.dense, self.expert = self._spreads()
         self.modules = {stage: self._build_stage(stage) for stage in stages_of(mesh.config, mesh.place.pipeline)}
+        compile_blocks((block for module in self.modules.values() for block in module.blocks), mesh.config)
         self.shards = [shard for module in self.modules.values() for shard in self._materialise(module)]
         self.parameters = self.named_parameters()
         self.layers.routing.place(self.device)

@@ -15,6 +15,7 @@ from models.decoder import Decoder, initialise_blocks, named_parameters
 from models.parameters import declaration
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece
+from parallel.compiled import compile_blocks
 from parallel.config import ParallelError
 from parallel.context import documents_of
 from parallel.engines.base import (
@@ -56,6 +57,7 @@ class TorchEngine:
             self.model = Decoder(spec.model, self.layers, recompute=spec.parallel.recompute)
         self.layers.routing.place(self.device)
         initialise_blocks(iter(self.model.blocks), spec.seed)
+        compile_blocks(self.model.blocks, spec.parallel)
         self.parameters = self.named_parameters()
         self.masters: dict[str, nn.Parameter] = {
             name: parameter if self.dtype == torch.float32 else nn.Parameter(parameter.detach().float())

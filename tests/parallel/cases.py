@@ -136,6 +136,8 @@ class Case:
     optimizer: OptimizerConfig = ADAMW
     micro_batch: int = 2
     seed: int = 7
+    backend: str = "aot_eager"
+    """What compiled blocks are compiled by: aot_eager does all but generate code, inductor is what runs use."""
     wide: bool = False
     """A model whose matrices are larger than whatever else is allocated; never stepped."""
 
@@ -173,6 +175,7 @@ class Case:
         words += ["sp"] if config.sequence_parallel else []
         words += ["offload"] if config.offload_optimizer else []
         words += [] if config.recompute == "none" else [config.recompute]
+        words += [] if config.compile == "none" else ["compiled"]
         words += [self.dialect, self.optimizer.name]
         words += [] if self.precision.name == "fp32" else [self.precision.name]
         return "-".join(words)

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from launcher.optim.build import optimizer_factory
 from models.decoder import DecoderLayer
 from models.moe.telemetry import LayerRouting
+from parallel import compiled
 from parallel.check import check_engine, check_model, choose_engine
 from parallel.config import ParallelConfig
 from parallel.engines.base import Batch, Engine, EngineSpec
@@ -50,6 +51,7 @@ def laid_out(case: Case) -> Iterator[tuple[Engine, Mesh]]:
     Closed only where all went well: closing is collective, and a rank that failed must tell its error, not wait.
     """
     mesh = Mesh(case.parallel, CPU)
+    compiled.BACKEND = case.backend
     engine = build_engine(spec_of(case, mesh), mesh)
     yield engine, mesh
     engine.close()

@@ -56,6 +56,7 @@ def test_a_layout_that_does_not_divide_the_world_is_refused(options: dict, world
         ({"context_method": "ulysses"}, ["context_method=ulysses", "no effect", "context above 1"]),
         ({"data": -2}, ["parallel.data=-2", "at least 1"]),
         ({"zero_stage": 4}, ["parallel.zero_stage=4", "0, 1, 2 or 3"]),
+        ({"compile": "all"}, ["parallel.compile=all", "none or block"]),
         ({"recompute": "all"}, ["parallel.recompute=all", "none, block or selective"]),
         ({"pipeline": 2, "schedule": "2f2b"}, ["parallel.schedule=2f2b", "1f1b", "dualpipev"]),
         ({"schedule": "zbv"}, ["parallel.schedule=zbv", "no effect", "pipeline above 1"]),
@@ -236,6 +237,20 @@ def test_auto_takes_torch_where_nothing_is_sharded_and_for_what_deepspeed_lacks(
             2,
             ["zero_stage=0", "precision.name=bf16", "zero_stage=1"],
         ),
+        (
+            {"engine": "deepspeed", "zero_stage": 3, "compile": "block"},
+            "fp32",
+            "cpu",
+            2,
+            ["compile=block", "zero_stage=3", "engine=torch"],
+        ),
+        (
+            {"engine": "torch", "pipeline": 2, "schedule": "zbv", "compile": "block"},
+            "fp32",
+            "cpu",
+            2,
+            ["compile=block", "schedule=zbv", "twice", "compile=none"],
+        ),
         ({"engine": "deepspeed", "zero_stage": 0}, "fp16", "cuda", 2, ["zero_stage=0", "precision.name=fp16"]),
     ],
 )
@@ -246,6 +261,15 @@ def test_what_an_engine_cannot_do_is_refused(
         check_engine(ParallelConfig(**options), PrecisionConfig(precision), device, world)
     for word in words:
         assert word in str(refusal.value)
+
+
+def test_compiling_for_cpu_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    layout = ParallelConfig("torch", compile="block")
+    with pytest.raises(ParallelError, match=r"compile=block.*C\+\+ compiler.*CXX.*compile=none"):
+        check_engine(layout, PrecisionConfig("fp32"), "cpu", 1)
+    check_engine(layout, PrecisionConfig("fp32"), "cuda", 1)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,9 @@ LAYOUTS = [
     case("gpt", ADAMW, 1, 1, 2, zero_stage=3, recompute="selective"),
     case("llama", ADAMW, 1, 1, 2, zero_stage=3, recompute="block", offload_optimizer=True),
     case("post", SGD, 1, 1, 4, zero_stage=3),
+    case("post", ADAMW, 1, 1, 2, zero_stage=2, compile="block", recompute="selective"),
+    case("gpt", SGD, 1, 2, 1, zero_stage=1, compile="block", recompute="block"),
+    case("llama", ADAMW, 2, 1, 1, zero_stage=1, compile="block"),
     # two axes
     case("post", ADAMW, 2, 2, 1, zero_stage=1, sequence_parallel=True, recompute="selective", micro_batch=4),
     case("llama", SGD, 2, 2, 1, zero_stage=0, recompute="block", micro_batch=4),
@@ -94,7 +97,12 @@ LAYOUTS = [
 
 # The same under the torch engine: FSDP2 on every kind of data mesh, and every pipeline schedule at 2 and 4 stages' ranks.
 TORCH_LAYOUTS = [
+    case("qwen", SGD, 1, 1, 1, engine="torch", compile="block"),
     case("llama", ADAMW, 1, 1, 2, engine="torch", zero_stage=0),
+    case("llama", SGD, 1, 1, 2, engine="torch", zero_stage=0, compile="block", recompute="selective"),
+    case("post", ADAMW, 1, 1, 2, engine="torch", zero_stage=3, compile="block", recompute="block"),
+    case("gpt", SGD, 2, 1, 1, engine="torch", compile="block"),
+    case("qwen", ADAMW, 1, 2, 1, engine="torch", schedule="interleaved_1f1b", virtual_stages=2, compile="block"),
     case("gpt", SGD, 1, 1, 2, engine="torch", zero_stage=1, micro_batch=1),
     case("qwen", ADAMW, 1, 1, 2, engine="torch", zero_stage=2, recompute="selective"),
     case("post", SGD, 1, 1, 2, engine="torch", zero_stage=3, recompute="block"),
@@ -142,6 +150,7 @@ TORCH_LAYOUTS = [
         zero_stage=2,
         micro_batch=1,
     ),
+    case("llama", SGD, 2, 2, 2, engine="torch", zero_stage=3, sequence_parallel=True, compile="block"),
     case("gpt", SGD, 1, 2, 4, engine="torch", schedule="gpipe", zero_stage=3, data_replicas=2, micro_batch=1),
 ]
 
