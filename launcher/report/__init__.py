@@ -31,10 +31,17 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> tuple[
     png_path = html_path.with_suffix(".png")
 
     from launcher.report.draw import picture  # matplotlib only once there is something to draw
-    from launcher.report.page import render_page
+    from launcher.report.page import Plate, render_page
+    from launcher.report.routing import read_routing, routing_picture
     from launcher.report.theme import DARK, LIGHT
 
-    page = render_page(runs, light=picture(runs, LIGHT, "svg"), dark=picture(runs, DARK, "svg"))
+    plates = []
+    routing = read_routing(runs[0].directory) if len(runs) == 1 else []
+    if routing:
+        drawn = (routing_picture(routing, theme, "svg") for theme in (LIGHT, DARK))
+        plates.append(Plate("Routing", "Load of each expert in each layer against tokens", *drawn))
+        _write(png_path.with_name(f"{png_path.stem}_routing.png"), routing_picture(routing, LIGHT, "png"))
+    page = render_page(runs, light=picture(runs, LIGHT, "svg"), dark=picture(runs, DARK, "svg"), plates=plates)
     _write(png_path, picture(runs, LIGHT, "png"))
     _write(html_path, page.encode("utf-8"))
     return html_path, png_path

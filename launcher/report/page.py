@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -17,9 +18,19 @@ from launcher.report.style import STYLE
 _MOST_EVENTS = 200
 
 
-def render_page(runs: Sequence[Run], light: bytes, dark: bytes) -> str:
-    """The page of one run or of several; `light` and `dark` are its picture as SVG."""
-    body = _single(runs[0], light, dark) if len(runs) == 1 else _several(runs, light, dark)
+@dataclass(frozen=True)
+class Plate:
+    """A further picture under its own heading; `light` and `dark` are SVG."""
+
+    title: str
+    description: str
+    light: bytes
+    dark: bytes
+
+
+def render_page(runs: Sequence[Run], light: bytes, dark: bytes, plates: Sequence[Plate] = ()) -> str:
+    """The page of one run, with its further pictures, or of several; `light` and `dark` are its curves as SVG."""
+    body = _single(runs[0], light, dark, plates) if len(runs) == 1 else _several(runs, light, dark)
     title = escape(" · ".join(run.name for run in runs))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -29,7 +40,7 @@ def render_page(runs: Sequence[Run], light: bytes, dark: bytes) -> str:
     )
 
 
-def _single(run: Run, light: bytes, dark: bytes) -> str:
+def _single(run: Run, light: bytes, dark: bytes, plates: Sequence[Plate]) -> str:
     return "".join(
         (
             f"<header>\n<h1>{escape(run.name)}</h1>\n<p>{_state(run)}</p>\n</header>\n",
@@ -37,6 +48,7 @@ def _single(run: Run, light: bytes, dark: bytes) -> str:
             _headline(run),
             _figure(f"Curves of {run.name} against tokens", light, dark),
             _section("Against the baselines", _baseline_table(run)),
+            *(_section(plate.title, _figure(plate.description, plate.light, plate.dark)) for plate in plates),
             _section("Phases", _phase_table(run)),
             _section("Samples", _samples(run)),
             _section("Events", _event_table(run)),
