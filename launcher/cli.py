@@ -165,6 +165,12 @@ def _checkpoint_convert(arguments: list[str]) -> int:
     return convert_command(arguments)
 
 
+def _checkpoint_routing(arguments: list[str]) -> int:
+    from launcher.routing import routing_command
+
+    return routing_command(arguments)
+
+
 def _complete(arguments: list[str]) -> int:
     print("\n".join(completions(" ".join(arguments))))
     return 0
@@ -199,6 +205,7 @@ HANDLERS: dict[str, Command] = {
     "checkpoint verify": _checkpoint_verify,
     "checkpoint inspect": _checkpoint_inspect,
     "checkpoint convert": _checkpoint_convert,
+    "checkpoint routing": _checkpoint_routing,
     "bench train": _bench_train,
     "completion": _completion,
     "complete": _complete,

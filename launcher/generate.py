@@ -19,6 +19,7 @@ from models.random import Clock
 from parallel.checkpoint.pieces import Piece
 from parallel.checkpoint.reader import load, read_state
 from parallel.checkpoint.store import resolve
+from parallel.engines.state import routing_pieces
 
 USAGE = "triaxis sample RUN PROMPT [--length N] [--temperature T] [--count N] [--step N] [--seed N]"
 
@@ -88,10 +89,11 @@ def load_model(place: Path, step: int | None = None) -> tuple[LoadedModel, Recip
     path = resolve(place, step)
     recipe = build_recipe(read_state(path)["recipe"])
     clock = Clock(recipe.seed)
-    model = Decoder(recipe.model, PlainLayers(torch.float32, clock))
+    layers = PlainLayers(torch.float32, clock)
+    model = Decoder(recipe.model, layers)
     pieces = [
         Piece(name, declaration(parameter).shape, (0,) * parameter.dim(), parameter.data)
         for name, parameter in named_parameters(iter(model.blocks))
     ]
-    load(path, pieces)
+    load(path, [*pieces, *routing_pieces(layers.routing, recipe.model)])
     return LoadedModel(model, recipe, clock), recipe

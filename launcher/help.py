@@ -18,6 +18,7 @@ COMMANDS = {
     "checkpoint verify": "check every byte of a run's checkpoints     triaxis checkpoint verify runs/tiny",
     "checkpoint inspect": "tensors and state of the newest one         triaxis checkpoint inspect runs/tiny",
     "checkpoint convert": "Hugging Face folders, other shapes, averages  triaxis checkpoint convert runs/tiny exported",
+    "checkpoint routing": "where a mixture's tokens go, over time        triaxis checkpoint routing runs/moe_tiny",
     "bench train": "Triaxis against a bare loop and a Trainer   triaxis bench train",
     "completion": 'tab completion                              eval "$(triaxis completion bash)"',
 }

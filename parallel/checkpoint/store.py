@@ -299,5 +299,13 @@ def resolve(path: Path | str, step: int | None = None) -> Path:
     return found.path
 
 
+def whole_steps(path: Path | str) -> list[int]:
+    """Steps of the whole checkpoints of a run, or of a `checkpoints` directory, in order; none for a checkpoint itself."""
+    path = Path(path)
+    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    is_one = (path / MANIFEST).exists() or not directory.is_dir()
+    return [] if is_one else [found.step for found in Store(directory).list() if found.whole]
+
+
 def _steps_text(store: Store) -> str:
     return ", ".join(str(found.step) for found in store.list() if found.whole) or "none"
