@@ -1,4 +1,4 @@
-"""The context axis: where a sequence is cut, Ulysses, and what engines do with batches and logits.
+"""The context axis: where sequences are cut, the factory of layers that are cut nowhere else, and Ulysses.
 
 Ring attention wants every rank to have as much to compute under a causal mask, so its cut is a zigzag: of 2C chunks rank i
 holds chunks i and 2C - 1 - i (Llama 3, arXiv 2407.21783, section 3.3.2). Ulysses (arXiv 2309.14509) sees whole sequences and

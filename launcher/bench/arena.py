@@ -36,6 +36,9 @@ def at_one_process(recipe: Recipe, directory: Path) -> Recipe:
         tensor=1,
         pipeline=1,
         data=1,
+        context=1,
+        context_method="ring",
+        expert=1,
         sequence_parallel=False,
         schedule="1f1b",
         virtual_stages=1,
@@ -87,6 +90,10 @@ class Arena:
         precision = resolve_precision(recipe.precision, torch.device(device)).name
         if precision == "fp16":
             raise RecipeError("precision.name=fp16: the bench compares fp32 or bf16; set precision=bf16")
+        if recipe.model.document_mask:
+            raise RecipeError(
+                "model.document_mask=true: the other contenders attend across documents; set model.document_mask=false"
+            )
         stream = Stream(recipe.data.path, "train", recipe.seed, span_tokens=recipe.data.span_tokens)
         count = min(steps, PRELOADED)
         samples = stream.batch(0, count * train.batch_sequences, train.sequence_length)

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launcher.bench.arena import at_one_process
+from launcher.bench.arena import Arena, at_one_process
 from launcher.bench.measure import SAVE_EVERY, Rounds, save_figures
 from launcher.bench.show import show
 from launcher.bench.train import main, run
 from launcher.bench.turns import BenchError, Contender, Turn
 from launcher.bench.utilisation import NO_GPU
 from launcher.compose import build_recipe, compose_tree
+from parallel.check import resolve_world
 
 
 def minute_model(directory: Path) -> list[str]:
@@ -82,13 +83,16 @@ def test_a_save_costs_its_stall_and_what_the_writer_takes_from_steps() -> None:
 
 
 def test_the_recipe_of_a_bench_is_one_quiet_process(tmp_path: Path) -> None:
-    overrides = [*minute_model(tmp_path), "parallel=3d", "run.name=mine"]
+    wide = ["parallel=3d", "parallel.context=2", "parallel.context_method=ulysses", "parallel.expert=2"]
+    overrides = [*minute_model(tmp_path), *wide, "run.name=mine"]
     recipe = build_recipe(compose_tree(overrides))
     from launcher.submit import build_corpus
 
     build_corpus(recipe)
     quiet = at_one_process(recipe, tmp_path / "scratch")
     assert (quiet.parallel.tensor, quiet.parallel.pipeline, quiet.parallel.data) == (1, 1, 1)
+    assert (quiet.parallel.context, quiet.parallel.expert) == (1, 1)
+    assert resolve_world(quiet.parallel, 1).replicas == 1
     assert (quiet.train.validate_every_tokens, quiet.checkpoint.every_tokens, quiet.tracker.wandb) == (0, 0, "off")
     assert quiet.run.dir == str(tmp_path / "scratch")
 
@@ -98,6 +102,15 @@ def test_a_contender_that_dies_is_told_with_its_last_words(tmp_path: Path) -> No
     with pytest.raises(BenchError, match="No module named launcher.bench.nowhere"):
         contender.ready()
     contender.close()
+
+
+def test_a_mask_that_other_contenders_lack_is_refused(tmp_path: Path) -> None:
+    recipe = build_recipe(compose_tree([*minute_model(tmp_path), "model.document_mask=true"]))
+    from launcher.submit import build_corpus
+
+    build_corpus(recipe)
+    with pytest.raises(ValueError, match=r"model.document_mask=true.*set model.document_mask=false"):
+        Arena(recipe, 3)
 
 
 def test_rounds_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.core import CoreSpec, PlainCore, Spans, take_spans
+from models.core import CoreSpec, PlainCore, take_spans
 from models.random import Clock
 from parallel import ring
 from parallel.config import ParallelConfig
@@ -14,9 +14,6 @@ from parallel.context import core_for, cut_for
 from parallel.mesh import Mesh
 from tests.models.naive_attention import made_up
 from tests.parallel.jobs import CPU
-
-Share = tuple[Spans, int, list[Tensor]]
-"""Positions, first sequence's place on the tensor axis, and output and three gradients at those positions."""
 
 
 def attend(

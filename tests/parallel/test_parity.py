@@ -268,7 +268,7 @@ CONTEXT_PRODUCT = [
     if context * math.prod(degrees) <= 8 and (method == "ring" or context * degrees[0] <= 4)
     for zero in ((0, 1) if degrees[1] > 1 else (0, 3))
     for cut in ((False, True) if degrees[0] > 1 else (False,))
-    for dialect in ("gpt", "qwen", "window", "documents", "parted")
+    for dialect in ("qwen", "window", "parted")
 ]
 
 Reference = Callable[[Case], jobs.Curve]
