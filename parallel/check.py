@@ -183,7 +183,7 @@ def check_engine(config: ParallelConfig, precision: PrecisionConfig, device: str
     """Refuse combinations that an engine cannot do, before any process starts. precision: resolved, not auto."""
     _check_compile(config, device)
     if config.engine == "torch":
-        _check_torch(config, precision, world_size)
+        _check_torch(config, world_size)
     else:
         _check_deepspeed(config, precision, device)
 
@@ -210,12 +210,7 @@ def _check_compile(config: ParallelConfig, device: str) -> None:
         )
 
 
-def _check_torch(config: ParallelConfig, precision: PrecisionConfig, world_size: int) -> None:
-    if world_size > 1 and precision.name == "fp16":
-        raise ParallelError(
-            f"precision.name=fp16: parallel.engine=torch scales losses in one process only, the layout has {world_size}; set "
-            "precision.name=bf16 or parallel.engine=deepspeed"
-        )
+def _check_torch(config: ParallelConfig, world_size: int) -> None:
     if SCHEDULES[config.schedule].splits_backward and config.zero_stage == 3:
         raise ParallelError(
             f"parallel.zero_stage=3: parallel.schedule={config.schedule} computes gradients of weights later than those of "
@@ -246,8 +241,7 @@ def _check_deepspeed(config: ParallelConfig, precision: PrecisionConfig, device:
         )
     if precision.name == "fp16" and device == "cpu":
         raise ParallelError(
-            "precision.name=fp16: DeepSpeed refuses it on most CPUs; set precision.name=bf16, or parallel.engine=torch for one "
-            "process"
+            "precision.name=fp16: DeepSpeed refuses it on most CPUs; set parallel.engine=torch or precision.name=bf16"
         )
     if precision.name != "fp32" and config.zero_stage == 0:
         raise ParallelError(

@@ -5,7 +5,8 @@ Every way to lay out the data axis is FSDP2 on a mesh of replicas x shards: DDP 
 sharding some of both. Master weights and moments are this rank's rows in float32; the optimizer sees them as plain
 tensors that share memory with FSDP2's shards.
 
-FSDP2 means gradients over all replicas, so losses are scaled by their number: a gradient is that of the mean over valid tokens.
+FSDP2 means gradients over all replicas, so losses are scaled by their number: a gradient is that of the mean over valid tokens,
+in fp16 times the loss scale.
 
 Relied on (and listed by the contract test): a group's `lazy_init` puts shards where they stay, and is idempotent.
 """
@@ -49,6 +50,7 @@ from parallel.engines.base import (
 )
 from parallel.engines.pipeline import Pipeline, groups_of
 from parallel.engines.routing import finish_routing
+from parallel.engines.scale import LossScale
 from parallel.engines.state import parameter_pieces, routing_pieces
 from parallel.experts import same_on_replicas
 from parallel.layers import layers_for, logits_at
@@ -108,6 +110,7 @@ class FsdpEngine:
         self.layers.routing.place(self.device)
         self.optimizer = spec.optimizer([(shard.name, shard.master) for shard in self.shards if shard.master.numel()])
         ensure_state(self.optimizer)
+        self.scale = LossScale(spec.precision)
         self.pipeline = self._build_pipeline() if self.stages > 1 else None
         self._batch: Batch | None = None
         self._factor = 0.0
@@ -121,11 +124,10 @@ class FsdpEngine:
             module.train()
         batch = self._share(batch)
         valid = self.mesh.sum_over_data(float(batch.weights.sum()))
-        self._batch, self._factor = batch, self.mesh.config.replicas / valid
-        count = batch.inputs.shape[0] // self.spec.micro_batch
-        self.layers.routing.start(
-            self.mesh.config.context / count
-        )  # FSDP2 means, context ranks hold parts of one micro-batch
+        self._batch, self._factor = batch, self.scale.factor * self.mesh.config.replicas / valid
+        # FSDP2 means over replicas, of which context ranks hold parts of one micro-batch
+        share = self.mesh.config.context * self.spec.micro_batch / batch.inputs.shape[0]
+        self.layers.routing.start(self.scale.factor * share)
         self._losses.zero_()
         if self.pipeline is None:
             self._run_plain(batch)
@@ -133,16 +135,17 @@ class FsdpEngine:
             self.pipeline.step(batch.inputs.to(self.device))
         self._take_gradients()
         loss_sum, squares = self._sum_over_world(float(self._losses), self._squares())
-        norm = math.sqrt(squares) if math.isfinite(squares) else math.inf
+        norm = math.sqrt(squares) / self.scale.factor if math.isfinite(squares) else math.inf
         skipped = not math.isfinite(norm)
         if not skipped:
-            factor = clip_factor(norm, self.spec.clip_norm)
+            factor = clip_factor(norm, self.spec.clip_norm) / self.scale.factor
             if factor != 1.0:
                 torch._foreach_mul_([s.master.grad for s in self.shards if s.master.grad is not None], factor)
             set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
         for shard in self.shards:
             shard.master.grad = shard.sharded.grad = None
+        self.scale.adapt(skipped)
         routing = finish_routing(self.layers.routing, self.spec.model, self.mesh, skipped=skipped)
         return StepResult(loss_sum, valid, norm, skipped, routing)
 
@@ -184,10 +187,11 @@ class FsdpEngine:
         return found
 
     def state(self) -> dict[str, float]:
-        return {"applied_steps": applied_steps(self.optimizer), "loss_scale": 1.0}
+        return {"applied_steps": applied_steps(self.optimizer), **self.scale.state()}
 
     def loaded(self, state: dict[str, float]) -> None:
         set_applied_steps(self.optimizer, state.get("applied_steps", 0.0))
+        self.scale.load(state)
 
     def close(self) -> None:
         self.pipeline = None

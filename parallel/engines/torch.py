@@ -1,7 +1,7 @@
 """The `torch` engine for one process: plain PyTorch, float32 master weights, the reference every layout is held to.
 
 bf16 and fp16 keep the model in that type and a float32 copy of it for the optimizer; gradients are summed over
-micro-batches in float32. fp16 scales its loss dynamically (Micikevicius et al., arXiv 1710.03740).
+micro-batches in float32. fp16 scales its loss dynamically.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from parallel.engines.base import (
     squared_norm,
 )
 from parallel.engines.routing import finish_routing
+from parallel.engines.scale import LossScale
 from parallel.engines.state import parameter_pieces, routing_pieces
 from parallel.layers import layers_for
 from parallel.mesh import Mesh
@@ -68,32 +69,31 @@ class TorchEngine:
         self._hooks = [] if self.dtype == torch.float32 else self._accumulate_in_float32()
         self.optimizer = spec.optimizer(list(self.masters.items()))
         ensure_state(self.optimizer)
-        self.scale = 2.0**spec.precision.initial_loss_scale_power if self.dtype == torch.float16 else 1.0
-        self._good_steps = 0
+        self.scale = LossScale(spec.precision)
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         check_batch(batch, self.spec.micro_batch)
         self.model.train()
         self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
-        self.layers.routing.start(self.scale * self.spec.micro_batch / batch.inputs.shape[0])
+        self.layers.routing.start(self.scale.factor * self.spec.micro_batch / batch.inputs.shape[0])
         valid = float(batch.weights.sum())
         loss_sum = torch.zeros((), device=self.device)
         for micro in micro_batches(batch, self.spec.micro_batch):
             loss = self._loss_sum(micro)
-            (loss * (self.scale / valid)).backward()
+            (loss * (self.scale.factor / valid)).backward()
             loss_sum += loss.detach()
         gradients = [master.grad for master in self.masters.values() if master.grad is not None]
-        norm = math.sqrt(squared_norm(gradients)) / self.scale
+        norm = math.sqrt(squared_norm(gradients)) / self.scale.factor
         skipped = not math.isfinite(norm)
         if not skipped:
-            factor = clip_factor(norm, self.spec.clip_norm) / self.scale
+            factor = clip_factor(norm, self.spec.clip_norm) / self.scale.factor
             if factor != 1.0:
                 torch._foreach_mul_(gradients, factor)
             set_learning_rate(self.optimizer, learning_rate)
             self.optimizer.step()
             self._write_model()
         self.optimizer.zero_grad(set_to_none=True)
-        self._adapt_scale(skipped)
+        self.scale.adapt(skipped)
         routing = finish_routing(self.layers.routing, self.spec.model, self.mesh, skipped=skipped)
         return StepResult(float(loss_sum), valid, norm, skipped, routing)
 
@@ -124,16 +124,11 @@ class TorchEngine:
         return [*found, *routing_pieces(self.layers.routing, self.spec.model)]
 
     def state(self) -> dict[str, float]:
-        return {
-            "applied_steps": applied_steps(self.optimizer),
-            "loss_scale": self.scale,
-            "good_steps": float(self._good_steps),
-        }
+        return {"applied_steps": applied_steps(self.optimizer), **self.scale.state()}
 
     def loaded(self, state: dict[str, float]) -> None:
         set_applied_steps(self.optimizer, state.get("applied_steps", 0.0))
-        if self.dtype == torch.float16 and state.get("loss_scale", 1.0) != 1.0:
-            self.scale, self._good_steps = state["loss_scale"], int(state.get("good_steps", 0))
+        self.scale.load(state)
         self._write_model()
 
     def close(self) -> None:
@@ -167,13 +162,3 @@ class TorchEngine:
         if self.dtype != torch.float32:
             for name, parameter in self.parameters:
                 parameter.copy_(self.masters[name])
-
-    def _adapt_scale(self, skipped: bool) -> None:
-        if self.dtype != torch.float16:
-            return
-        if skipped:
-            self.scale, self._good_steps = max(1.0, self.scale / 2), 0
-            return
-        self._good_steps += 1
-        if self._good_steps == self.spec.precision.loss_scale_window:
-            self.scale, self._good_steps = self.scale * 2, 0

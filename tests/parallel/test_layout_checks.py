@@ -219,7 +219,6 @@ def test_auto_takes_torch_where_nothing_is_sharded_and_for_what_deepspeed_lacks(
         ({"pipeline": 2, "zero_stage": 3}, "fp32", "cpu", 2, ["parallel.zero_stage=3", "limit is 1", "engine=torch"]),
         ({"pipeline": 2, "schedule": "gpipe"}, "fp32", "cpu", 2, ["schedule=gpipe", "1f1b", "engine=torch"]),
         ({"data": 4, "data_replicas": 2}, "fp32", "cpu", 4, ["data_replicas=2", "engine=torch"]),
-        ({"engine": "torch"}, "fp16", "cpu", 2, ["fp16", "parallel.engine=torch", "2", "engine=deepspeed"]),
         (
             {"engine": "torch", "pipeline": 2, "schedule": "zbv", "zero_stage": 3},
             "fp32",

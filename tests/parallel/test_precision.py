@@ -140,11 +140,27 @@ def _distance(one: jobs.Curve, other: jobs.Curve) -> float:
     return math.sqrt(sum((a / b - 1) ** 2 for a, b in zip(one.losses, other.losses, strict=True)) / len(one.losses))
 
 
-def test_the_loss_scale_of_fp16_halves_at_overflow_and_doubles_after_a_window(pools: Pools) -> None:
+HALF_LAYOUTS = [
+    ParallelConfig("torch"),
+    ParallelConfig("torch", 1, 1, 2, zero_stage=3),
+    ParallelConfig("torch", 2, 1, 1, sequence_parallel=True),
+    ParallelConfig("torch", 1, 2, 1, schedule="zbv"),
+    ParallelConfig("torch", 1, 2, 2, zero_stage=0),
+]
+
+
+def half(layout: ParallelConfig, **options: int) -> Case:
+    return Case("gpt", layout, PrecisionConfig("fp16", **options), micro_batch=1)
+
+
+@pytest.mark.parametrize("layout", HALF_LAYOUTS, ids=lambda layout: str(half(layout)))
+def test_the_loss_scale_of_fp16_halves_at_overflow_and_doubles_after_a_window(
+    layout: ParallelConfig, pools: Pools
+) -> None:
     window = 3
-    precision = PrecisionConfig("fp16", initial_loss_scale_power=24, loss_scale_window=window)
-    case = Case("gpt", ParallelConfig("torch"), precision)
-    (curve,) = pools.run(1, jobs.train_watching_scale, case=case, steps=24)
+    case = half(layout, initial_loss_scale_power=24, loss_scale_window=window)
+    curve, *others = pools.run(case.world_size, jobs.train_watching_scale, case=case, steps=24)
+    assert all((other.scales, other.skipped) == (curve.scales, curve.skipped) for other in others)
     assert curve.skipped[:2] == [True, True], "a scale of 2^24 must overflow fp16's 65504"
     assert not all(curve.skipped)
     scale, good = 2.0**24, 0
@@ -158,12 +174,13 @@ def test_the_loss_scale_of_fp16_halves_at_overflow_and_doubles_after_a_window(po
     assert curve.state["applied_steps"] == curve.skipped.count(False)
 
 
-def test_fp16_learns_as_float32_does(pools: Pools) -> None:
+@pytest.mark.parametrize("layout", HALF_LAYOUTS, ids=lambda layout: str(half(layout)))
+def test_fp16_learns_as_float32_does(layout: ParallelConfig, pools: Pools) -> None:
     """With a scale that never overflows: rounding is the only difference."""
-    case = Case("gpt", ParallelConfig("torch"), PrecisionConfig("fp16", initial_loss_scale_power=10))
-    (half,) = pools.run(1, jobs.train, case=case)
-    (single,) = pools.run(1, jobs.train, case=replace(case, precision=FP32))
-    assert not any(half.skipped)
-    assert half.losses != single.losses
-    assert half.losses == pytest.approx(single.losses, rel=2.0**-11 * 4)
-    assert half.norms == pytest.approx(single.norms, rel=0.01), "the norm is told without the loss scale"
+    case = half(layout, initial_loss_scale_power=10)
+    found = pools.run(case.world_size, jobs.train, case=case)[0]
+    (single,) = pools.run(1, jobs.train, case=replace(case.reference, precision=FP32))
+    assert not any(found.skipped)
+    assert found.losses != single.losses
+    assert found.losses == pytest.approx(single.losses, rel=2.0**-11 * 4)
+    assert found.norms == pytest.approx(single.norms, rel=0.01), "the norm is told without the loss scale"

@@ -53,6 +53,7 @@ CASES = [
     (case("gpt", 1, 2, 2, "bf16", engine="torch", zero_stage=2), 3, LAST_LAYER, math.nan),
     (case("window", 1, 1, 1, context=2, zero_stage=0), 1, LAST_LAYER, math.nan),
     (case("gpt", 1, 1, 1, engine="torch", context=2, context_method="ulysses", zero_stage=2), 1, LAST_LAYER, math.nan),
+    (case("llama", 1, 1, 2, "bf16", engine="torch", zero_stage=3, compile="block"), 1, LAST_LAYER, math.nan),
     (Case("llama", ParallelConfig("torch")), 0, LAST_LAYER, -math.inf),
     (Case("llama", ParallelConfig("torch"), PrecisionConfig("bf16")), 0, LAST_LAYER, math.nan),
 ]

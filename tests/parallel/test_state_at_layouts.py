@@ -127,6 +127,7 @@ SAME = [
     case("gpt", 1, 1, 2, zero_stage=0, engine="torch"),
     case("llama", 1, 1, 2, zero_stage=3, engine="torch", precision=BF16, offload_optimizer=True),
     case("post", 1, 1, 4, zero_stage=2, engine="torch", data_replicas=2),
+    case("gpt", 1, 1, 2, zero_stage=3, engine="torch", precision=PrecisionConfig("fp16", initial_loss_scale_power=24)),
     case("gpt", 1, 2, 2, zero_stage=2, engine="torch", schedule="dualpipev", optimizer=SGD, micro_batch=1),
     case("parted", 1, 1, 1, zero_stage=1, context=2),
     case("parted", 1, 2, 1, zero_stage=2, engine="torch", context=2, context_method="ulysses", optimizer=SGD),
