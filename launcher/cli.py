@@ -137,6 +137,12 @@ def _bench_train(arguments: list[str]) -> int:
     return bench(arguments)
 
 
+def _bench_moe(arguments: list[str]) -> int:
+    from launcher.bench.moe import main as bench
+
+    return bench(arguments)
+
+
 def _checkpoint_list(arguments: list[str]) -> int:
     from parallel.checkpoint.inspect import list_text
 
@@ -207,6 +213,7 @@ HANDLERS: dict[str, Command] = {
     "checkpoint convert": _checkpoint_convert,
     "checkpoint routing": _checkpoint_routing,
     "bench train": _bench_train,
+    "bench moe": _bench_moe,
     "completion": _completion,
     "complete": _complete,
     "help": _help,

@@ -20,6 +20,7 @@ COMMANDS = {
     "checkpoint convert": "Hugging Face folders, other shapes, averages  triaxis checkpoint convert runs/tiny exported",
     "checkpoint routing": "where a mixture's tokens go, over time        triaxis checkpoint routing runs/moe_tiny",
     "bench train": "Triaxis against a bare loop and a Trainer   triaxis bench train",
+    "bench moe": "what a mixture of experts costs             triaxis bench moe",
     "completion": 'tab completion                              eval "$(triaxis completion bash)"',
 }
 

@@ -26,11 +26,12 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
     console.print(_utilisation(figures["utilisation"]))
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+def new_table(title: str, *columns: str) -> Table:
+    """An empty table whose first column is words and whose others are figures."""
+    found = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table
+        found.add_column(column, justify="left" if number == 0 else "right")
+    return found
 
 
 def _verdict(reached: bool, goal: str) -> str:
@@ -39,7 +40,7 @@ def _verdict(reached: bool, goal: str) -> str:
 
 def _speed(figures: dict[str, Any]) -> Table:
     speed, goals = figures["speed"], figures["goals"]
-    table = _table(
+    table = new_table(
         "Speed: medians; ratios of turns that were neighbours", "", "tokens/s", "ms/step", "Triaxis is", "goal"
     )
     titles = {"triaxis": "Triaxis", "bare": "bare PyTorch loop", "trainer": "transformers.Trainer"}
@@ -59,7 +60,7 @@ def _speed(figures: dict[str, Any]) -> Table:
 
 def _memory(figures: dict[str, Any]) -> Table:
     memory = figures["memory"]
-    table = _table("Memory: peak of each process", "", "after imports", "peak", "since then", "on the GPU")
+    table = new_table("Memory: peak of each process", "", "after imports", "peak", "since then", "on the GPU")
     for name, sizes in memory["contenders"].items():
         gpu = f"{sizes['gpu_peak'] / 1e6:,.0f} MB" if "gpu_peak" in sizes else ""
         grown = sizes["peak"] - sizes["imported"]
@@ -71,7 +72,7 @@ def _memory(figures: dict[str, Any]) -> Table:
 
 
 def _checkpoint(figures: dict[str, Any]) -> Table:
-    table = _table("A checkpoint, in steps", "", "stall", "first", "step beside writer", "in all", "goal")
+    table = new_table("A checkpoint, in steps", "", "stall", "first", "step beside writer", "in all", "goal")
     limit = figures["goals"]["stall_steps"]
     for name, found in figures["checkpoint"].items():
         verdict = _verdict(found["stall_steps"] < limit, f"stall < {limit:.0%}") if name == "asynchronous" else ""
@@ -87,7 +88,7 @@ def _checkpoint(figures: dict[str, Any]) -> Table:
 
 
 def _startup(figures: dict[str, Any]) -> Table:
-    table = _table("From the command to the first step", "", "seconds")
+    table = new_table("From the command to the first step", "", "seconds")
     total = 0.0
     for process, parts in figures["startup"].items():
         for part, seconds in parts.items():
@@ -101,7 +102,7 @@ def _startup(figures: dict[str, Any]) -> Table:
 def _utilisation(found: dict[str, Any]) -> Table | str:
     if "skipped" in found:
         return f"FLOP utilisation of gpt2_124m and llama_1b in bf16: {found['skipped']}"
-    table = _table("FLOP utilisation in bf16", "", "parameters", "tokens/s", "utilisation", "memory")
+    table = new_table("FLOP utilisation in bf16", "", "parameters", "tokens/s", "utilisation", "memory")
     for name, row in found.items():
         used = "peak unknown" if row["utilisation"] is None else f"{row['utilisation']:.1%}"
         table.add_row(
