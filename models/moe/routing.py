@@ -37,12 +37,10 @@ class Routing:
         self.states: dict[int, RouterState] = {}
         self.scale = 1.0
         self._seen: dict[tuple[int, int], Tensor] = {}
-        self._experts = 0
 
     def add(self, layer: int, experts: int) -> None:
         """A router was built for the decoder layer at this index."""
         self.states[layer] = RouterState.fresh(experts)
-        self._experts = experts
 
     def start(self, scale: float) -> None:
         """A step begins, at whose backward each micro-batch's router losses weigh `scale`."""
@@ -75,9 +73,10 @@ class Routing:
         parts = (choices, scores, entropy[None], z[None], drops.flatten())
         self._seen[layer, first_sample] = torch.cat([part.detach().to(torch.float64) for part in parts])
 
-    def collect(self, layers: int, device: torch.device) -> Tensor:
-        """Sums of this process [layers of the model, 2 E + 34], zero where a layer is not here; float64."""
-        found = torch.zeros(layers, 2 * self._experts + 2 + 2 * BUCKETS, dtype=torch.float64, device=device)
+    def collect(self, layers: int, experts: int, device: torch.device) -> Tensor:
+        """Sums of this process [layers of the model, 2 E + 34], zero where a layer is not here; float64. experts: the model's,
+        since a pipeline stage may have no router and must send sums of the same shape."""
+        found = torch.zeros(layers, 2 * experts + 2 + 2 * BUCKETS, dtype=torch.float64, device=device)
         for (layer, _), seen in self._seen.items():
             found[layer] += seen
         return found

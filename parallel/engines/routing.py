@@ -18,7 +18,7 @@ def finish_routing(routing: Routing, model: ModelConfig, mesh: Mesh, *, skipped:
     moe = model.moe
     if not moe.experts:
         return ()
-    sums = routing.collect(model.layers, mesh.device)
+    sums = routing.collect(model.layers, moe.experts, mesh.device)
     if mesh.world_size > 1:
         dist.all_reduce(sums)
     for layer, state in routing.states.items():

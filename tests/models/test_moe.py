@@ -231,7 +231,7 @@ def test_a_step_is_counted_once_and_summed() -> None:
     routing.start(1.0)
     for first_sample in (0, BATCH, 0):  # the first is computed again, as in recomputation
         _, experts, kept = layer.router(some_tokens(), first_sample)
-    found = summarise(0, routing.collect(2, torch.device("cpu"))[0], 4)
+    found = summarise(0, routing.collect(2, 4, torch.device("cpu"))[0], 4)
     assert kept is not None
     assert found.load == pytest.approx((experts.flatten().bincount(minlength=4) / experts.numel()).tolist())
     assert found.drop_share == pytest.approx(1 - float(kept.float().mean()), rel=1e-6)
@@ -242,7 +242,7 @@ def test_a_step_is_counted_once_and_summed() -> None:
     layer.eval()
     routing.start(1.0)
     layer.router(some_tokens(), 0)
-    assert float(routing.collect(2, torch.device("cpu")).sum()) == 0.0
+    assert float(routing.collect(2, 4, torch.device("cpu")).sum()) == 0.0
 
 
 def test_only_chosen_experts_count_as_active() -> None:

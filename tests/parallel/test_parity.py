@@ -184,6 +184,7 @@ EXPERT_LAYOUTS = [
     case("switch", ADAMW, 1, 2, 2, engine="torch", expert=2, schedule="zbv", zero_stage=2, micro_batch=1),
     # three axes
     case("experts", ADAMW, 2, 2, 2, engine="torch", expert=2, zero_stage=1),
+    case("capacity", SGD, 1, 4, 1, engine="torch", schedule="gpipe"),  # the first of its stages has no expert
     case("capacity", SGD, 2, 2, 2, engine="torch", expert=2, schedule="gpipe", zero_stage=3, sequence_parallel=True),
     # over the context axis, or over both
     case("experts", SGD, 1, 1, 1, context=2, expert=2, zero_stage=1),
