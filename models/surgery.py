@@ -24,7 +24,7 @@ from models.huggingface import logical_shapes
 from models.layers import PlainLayers
 from models.moe.config import MoEConfig
 from models.parameters import declaration, initialise
-from models.random import fill_normal, stream_key
+from models.random import CHUNK, fill_normal, stream_key
 
 Read = Callable[[str], Tensor]
 
@@ -161,7 +161,9 @@ def average(sources: Sequence[Weights], shares: Sequence[float]) -> Weights:
     def read(name: str) -> Tensor:
         total = sources[0].read(name).double().mul_(shares[0])
         for source, share in zip(sources[1:], shares[1:], strict=True):
-            total.add_(source.read(name), alpha=share)
+            parts = source.read(name).flatten().split(CHUNK)  # a sum of two dtypes makes a copy of its operand
+            for there, part in zip(total.view(-1).split(CHUNK), parts, strict=True):
+                there.add_(part, alpha=share)
         return total.div_(sum(shares)).float()
 
     return Weights(first, read, sources[0].memory)
