@@ -71,6 +71,11 @@ def check_recipe(recipe: Recipe, world_size: int, device: str) -> None:
     for phase in phases_of(recipe):
         engine, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
         check_engine(engine, phase.precision, device, world_size)
+        if phase.train.profile_step and phase.parallel.pipeline == 1:
+            raise RecipeError(
+                f"train.profile_step={phase.train.profile_step}: shows a pipeline's time, and parallel.pipeline=1 has none; "
+                "set it to 0 or parallel.pipeline above 1"
+            )
     check_budget(recipe)
 
 

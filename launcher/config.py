@@ -80,6 +80,8 @@ class TrainConfig:
     """Temperature of sampling; 0 takes the likeliest token."""
     max_skipped_steps: int = 20
     """End the run after this many skipped steps in a row (gradients with NaN or infinity)."""
+    profile_step: int = 0
+    """Note when each action of this step's pipeline begins and ends, for `triaxis report`; 0 for no step."""
 
     def __post_init__(self) -> None:
         """Refuse batches that do not divide."""
@@ -91,6 +93,7 @@ class TrainConfig:
             "validation_tokens",
             "sample_every_tokens",
             "sample_length",
+            "profile_step",
         ):
             _at_least(f"train.{option}", getattr(self, option), 0)
         _at_least("train.sample_temperature", self.sample_temperature, 0)

@@ -10,6 +10,7 @@ from launcher.batches import TrainBatches, validation_batches
 from launcher.callbacks.base import StepRecord, ValidationRecord
 from launcher.config import Recipe
 from launcher.optim.schedule import Schedule
+from launcher.profile import profiled
 from launcher.run import Run, TrainingError, passed
 from launcher.sampling import sample_text
 from models.config import flops_per_token
@@ -24,7 +25,8 @@ def fit(run: Run, phase: Recipe, engine: Engine, batches: TrainBatches) -> bool:
         batch, batch_hash = batches.get(index)
         waited = time.perf_counter() - began
         rate = learning_rate(run, phase, schedule)
-        result = engine.step(batch, rate)
+        with profiled(run, phase, engine):
+            result = engine.step(batch, rate)
         seconds = time.perf_counter() - began
         _count(run, phase, result)
         run.tell("on_step", _record(run, phase, result, rate, seconds, waited, batch_hash))

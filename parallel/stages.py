@@ -21,6 +21,12 @@ def stage_bounds(model: ModelConfig, stages: int, sequence_length: int) -> list[
     return [edges[unit] for unit in cut_stages(units, stages)]
 
 
+def stage_costs(model: ModelConfig, stages: int, sequence_length: int) -> list[float]:
+    """Forward time of each stage, in units of the mean stage's."""
+    blocks, bounds = block_costs(model, sequence_length), stage_bounds(model, stages, sequence_length)
+    return [sum(blocks[bounds[i] : bounds[i + 1]]) * stages / sum(blocks) for i in range(stages)]
+
+
 def cut_stages(costs: list[float], stages: int) -> list[int]:
     """Boundaries [0, …, len(costs)] of `stages` non-empty runs of blocks with the smallest possible largest cost.
 

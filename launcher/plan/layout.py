@@ -12,11 +12,10 @@ from matplotlib.patches import Patch, Rectangle
 from launcher.config import Recipe, RecipeError
 from launcher.plan.show import planned, span_text
 from launcher.report.theme import LIGHT
-from models.blocks import block_costs
 from parallel.check import choose_engine
 from parallel.config import ParallelConfig, describe_sharding
 from parallel.schedule import bubble, stage_count, stages_of
-from parallel.stages import stage_bounds
+from parallel.stages import stage_bounds, stage_costs
 from parallel.timeline import BACKWARD, FORWARD, INPUT, WEIGHT, Slot, idle_share, timeline
 
 USAGE = "triaxis plan layout experiment=… [option=value …] [--world=N] [--png=FILE]"
@@ -36,7 +35,8 @@ def layout_command(arguments: list[str]) -> int:
             raise RecipeError(f"{pictures[0]}: nothing to draw with parallel.pipeline=1; set parallel.pipeline above 1")
         return 0
     micro = recipe.train.batch_sequences // (recipe.train.micro_batch * parallel.data)
-    even, real = timeline(parallel, micro), timeline(parallel, micro, stage_costs(recipe))
+    costs = stage_costs(recipe.model, stage_count(parallel), recipe.train.sequence_length)
+    even, real = timeline(parallel, micro), timeline(parallel, micro, costs)
     theory, idle, ours = (100 * share for share in (bubble(parallel, micro), idle_share(even), idle_share(real)))
     print(
         f"bubble  {idle:.1f} % of a step with equal stages (in theory {theory:.1f} %), {ours:.1f} % with this model's stages"
@@ -45,14 +45,6 @@ def layout_command(arguments: list[str]) -> int:
     path.write_bytes(draw(real, parallel, micro))
     print(f"picture {path}")
     return 0
-
-
-def stage_costs(recipe: Recipe) -> list[float]:
-    """Forward time of each stage, in units of the mean stage's."""
-    stages = stage_count(recipe.parallel)
-    length = recipe.train.sequence_length
-    blocks, bounds = block_costs(recipe.model, length), stage_bounds(recipe.model, stages, length)
-    return [sum(blocks[bounds[i] : bounds[i + 1]]) * stages / sum(blocks) for i in range(stages)]
 
 
 def rank_table(recipe: Recipe, world: int) -> str:

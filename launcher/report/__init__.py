@@ -12,8 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from launcher.callbacks.routing import FILE_NAME as ROUTING_FILE
 from launcher.report.collect import ReportError, Run, read_run
+
+if TYPE_CHECKING:
+    from launcher.report.page import Plate
 
 __all__ = ["ReportError", "Run", "read_run", "write_report"]
 
@@ -31,20 +36,36 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> tuple[
     png_path = html_path.with_suffix(".png")
 
     from launcher.report.draw import picture  # matplotlib only once there is something to draw
-    from launcher.report.page import Plate, render_page
-    from launcher.report.routing import read_routing, routing_picture
+    from launcher.report.page import render_page
     from launcher.report.theme import DARK, LIGHT
 
-    plates = []
-    routing = read_routing(runs[0].directory) if len(runs) == 1 else []
-    if routing:
-        drawn = (routing_picture(routing, theme, "svg") for theme in (LIGHT, DARK))
-        plates.append(Plate("Routing", "Load of each expert in each layer against tokens", *drawn))
-        _write(png_path.with_name(f"{png_path.stem}_routing.png"), routing_picture(routing, LIGHT, "png"))
+    plates = _plates(runs[0], png_path) if len(runs) == 1 else []
     page = render_page(runs, light=picture(runs, LIGHT, "svg"), dark=picture(runs, DARK, "svg"), plates=plates)
     _write(png_path, picture(runs, LIGHT, "png"))
     _write(html_path, page.encode("utf-8"))
     return html_path, png_path
+
+
+def _plates(run: Run, png_path: Path) -> list[Plate]:
+    """The further pictures of a run: where a mixture's tokens went, and a measured step of its pipeline."""
+    from launcher.report.page import Plate
+    from launcher.report.theme import DARK, LIGHT
+
+    found = []
+    if (run.directory / ROUTING_FILE).exists():
+        from launcher.report.routing import read_routing, routing_picture
+
+        routing = read_routing(run.directory)
+        if routing:
+            drawn = (routing_picture(routing, theme, "svg") for theme in (LIGHT, DARK))
+            found.append(Plate("Routing", "Load of each expert in each layer against tokens", *drawn))
+            _write(png_path.with_name(f"{png_path.stem}_routing.png"), routing_picture(routing, LIGHT, "png"))
+    if (run.directory / "profile").is_dir():
+        from launcher.report.timeline import pipeline_pictures  # torch, which has the schedules
+
+        pictures = pipeline_pictures(run.directory)
+        found += [Plate("A step of the pipeline", caption, png) for caption, png in pictures]
+    return found
 
 
 def _html_path(directories: list[Path], out: Path | None) -> Path:

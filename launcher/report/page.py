@@ -20,12 +20,12 @@ _MOST_EVENTS = 200
 
 @dataclass(frozen=True)
 class Plate:
-    """A further picture under its own heading; `light` and `dark` are SVG."""
+    """A further picture under its own heading: two SVGs, for light and dark systems, or one PNG with its description below."""
 
     title: str
     description: str
     light: bytes
-    dark: bytes
+    dark: bytes | None = None
 
 
 def render_page(runs: Sequence[Run], light: bytes, dark: bytes, plates: Sequence[Plate] = ()) -> str:
@@ -48,7 +48,7 @@ def _single(run: Run, light: bytes, dark: bytes, plates: Sequence[Plate]) -> str
             _headline(run),
             _figure(f"Curves of {run.name} against tokens", light, dark),
             _section("Against the baselines", _baseline_table(run)),
-            *(_section(plate.title, _figure(plate.description, plate.light, plate.dark)) for plate in plates),
+            *(_section(plate.title, _plate(plate)) for plate in plates),
             _section("Phases", _phase_table(run)),
             _section("Samples", _samples(run)),
             _section("Events", _event_table(run)),
@@ -110,6 +110,13 @@ def _figure(description: str, light: bytes, dark: bytes) -> str:
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark_uri}">'
         f'<img src="{light_uri}" alt="{escape(description)}"></picture></figure>\n'
     )
+
+
+def _plate(plate: Plate) -> str:
+    if plate.dark is not None:
+        return _figure(plate.description, plate.light, plate.dark)
+    uri, told = f"data:image/png;base64,{base64.b64encode(plate.light).decode()}", escape(plate.description)
+    return f'<figure><picture><img src="{uri}" alt="{told}"></picture></figure>\n<p>{told}</p>\n'
 
 
 def _baseline_table(run: Run) -> str:

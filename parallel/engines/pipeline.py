@@ -68,7 +68,7 @@ class Pipeline:
         tokens = torch.empty(micro_batch, sequence_length, dtype=torch.int64, device="meta")
         between = torch.empty(activation, dtype=dtype, device="meta", requires_grad=True)
         ends = torch.empty(logits, dtype=dtype, device="meta", requires_grad=True)
-        stages = [
+        self.held = [
             _Stage(
                 module,
                 index,
@@ -83,7 +83,10 @@ class Pipeline:
         schedule = SCHEDULES[self.config.schedule]
         made: Any = getattr(pipelining, schedule.torch_name)
         self.schedule = made(
-            stages[0] if schedule.single else stages, n_microbatches=micro_batches, loss_fn=loss, scale_grads=False
+            self.held[0] if schedule.single else self.held,
+            n_microbatches=micro_batches,
+            loss_fn=loss,
+            scale_grads=False,
         )
 
     def step(self, inputs: Tensor) -> None:

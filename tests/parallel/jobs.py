@@ -26,6 +26,7 @@ from parallel.engines.base import Batch, Engine, EngineSpec
 from parallel.engines.fsdp import FsdpEngine
 from parallel.engines.select import build_engine
 from parallel.mesh import Mesh
+from parallel.profile import Span, watched
 from tests.parallel.cases import LENGTH, SEQUENCES, Case, tokens_of_step, weights_of_step
 
 CPU = torch.device("cpu")
@@ -217,6 +218,19 @@ def train_watching_scale(case: Case, steps: int) -> ScaledCurve:
             curve.scales.append(engine.state()["loss_scale"])
         curve.state = engine.state()
     return curve
+
+
+def watch_step(case: Case) -> tuple[list[Span], int, list[str]]:
+    """Spans of the second step, how many there are after the third, and what is left on the engine of the watch."""
+    with laid_out(case) as (engine, mesh):
+        run_steps(case, engine, mesh, range(1), Curve())
+        with watched(engine) as spans:
+            run_steps(case, engine, mesh, range(1, 2), Curve())
+        seen = list(spans)
+        run_steps(case, engine, mesh, range(2, 3), Curve())
+        owners = engine.pipeline.held if isinstance(engine, FsdpEngine) else [engine.engine]
+        left = [name for owner in owners for name in vars(owner) if name.endswith(("_one_chunk", "_INSTRUCTION_MAP"))]
+    return seen, len(spans), left
 
 
 @dataclass

@@ -1,0 +1,102 @@
+"""What a pipeline really did in one step: when each action of this rank began and ended, by the engine's own calls.
+
+Relied on (tests/parallel/test_profile.py holds it): torch's schedules call a stage's `forward_one_chunk`, `backward_one_chunk`
+and `backward_weight_one_chunk`; DeepSpeed's pipeline finds its instructions in `_INSTRUCTION_MAP` of the engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from parallel.engines.base import Engine
+from parallel.timeline import BACKWARD, FORWARD, INPUT, WEIGHT
+
+
+@dataclass(frozen=True)
+class Span:
+    """One action of this rank. begin, end: seconds of time.monotonic, which all processes of a machine share."""
+
+    stage: int
+    kind: str
+    micro_batch: int
+    begin: float
+    end: float
+
+
+@contextmanager
+def watched(engine: Engine) -> Iterator[list[Span]]:
+    """Note the actions of a pipeline while the block runs. On GPU each is waited for, which costs what it overlaps."""
+    from parallel.engines.fsdp import FsdpEngine
+
+    spans: list[Span] = []
+    release = _watch_torch(engine, spans) if isinstance(engine, FsdpEngine) else _watch_deepspeed(engine, spans)
+    try:
+        yield spans
+    finally:
+        release()
+
+
+def _watch_torch(engine: Any, spans: list[Span]) -> Callable[[], None]:
+    names = ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk")
+
+    def watch(stage: Any, name: str) -> None:
+        plain = getattr(stage, name)
+
+        def timed(chunk: int, *arguments: Any, **keywords: Any) -> Any:
+            kinds = (FORWARD, BACKWARD if keywords.get("full_backward", True) else INPUT, WEIGHT)
+            call = partial(plain, chunk, *arguments, **keywords)
+            return _timed(spans, stage.stage_index, kinds[names.index(name)], chunk, call)
+
+        setattr(stage, name, timed)
+
+    for stage in engine.pipeline.held:
+        for name in names:
+            watch(stage, name)
+
+    def release() -> None:
+        for stage in engine.pipeline.held:
+            for name in names:
+                delattr(stage, name)
+
+    return release
+
+
+def _watch_deepspeed(engine: Any, spans: list[Span]) -> Callable[[], None]:
+    from deepspeed.runtime.pipe.schedule import BackwardPass, ForwardPass
+
+    pipeline, stage, counts = engine.engine, engine.mesh.place.pipeline, {FORWARD: 0, BACKWARD: 0}
+
+    def watch(kind: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(owner: Any, **keywords: Any) -> Any:
+            counts[kind] += 1  # 1F1B takes the micro-batches in order
+            return _timed(spans, stage, kind, counts[kind] - 1, partial(plain, owner, **keywords))
+
+        return timed
+
+    known = pipeline._INSTRUCTION_MAP
+    pipeline._INSTRUCTION_MAP = {
+        **known,
+        ForwardPass: watch(FORWARD, known[ForwardPass]),
+        BackwardPass: watch(BACKWARD, known[BackwardPass]),
+    }
+    return lambda: delattr(pipeline, "_INSTRUCTION_MAP")
+
+
+def _timed(spans: list[Span], stage: int, kind: str, micro_batch: int, call: Callable[[], Any]) -> Any:
+    begin = _now()
+    found = call()
+    spans.append(Span(stage, kind, micro_batch, begin, _now()))
+    return found
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic()
