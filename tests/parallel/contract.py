@@ -14,6 +14,8 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.moe.layer import MoE
+from deepspeed.moe.utils import is_moe_param, is_moe_param_group
 from deepspeed.pipe import PipelineModule
 from deepspeed.runtime.pipe import p2p
 from deepspeed.runtime.zero import parameter_offload
@@ -334,6 +336,31 @@ def _globals() -> None:
     has(inspect.getclosurevars(to_release).nonlocals["func"], "cache_clear")
     has(p2p, "_grid")
     has(deepspeed.utils.groups, "_release_process_group_references")
+
+
+@relied_on("deepspeed: how it is told of experts and their groups (engines/deepspeed_experts.py)")
+def _experts() -> None:
+    mark = torch.nn.Parameter(torch.zeros(1))
+    assert not is_moe_param(mark)
+    mark.allreduce = False  # type: ignore[attr-defined]
+    assert is_moe_param(mark)
+    assert "use_data_before_expert_parallel_" in parameters_of(MoE.set_deepspeed_parallelism)
+    for table in ("_EXPERT_PARALLEL_GROUP", "_EXPERT_DATA_PARALLEL_GROUP"):
+        assert isinstance(getattr(deepspeed.utils.groups, table), dict)
+        assert isinstance(getattr(deepspeed.utils.groups, f"{table}_RANKS"), dict)
+    assert is_moe_param_group({"moe": True, "params": []}) and not is_moe_param_group({"params": []})
+
+
+@relied_on(
+    "torch: grouped products on CPU in float32 and bf16, with experts that have nothing to do (models/moe/experts.py)"
+)
+def _grouped() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x, matrices = torch.ones(3, 8, dtype=dtype), torch.ones(4, 8, 16, dtype=dtype, requires_grad=True)
+        y = torch.nn.functional.grouped_mm(x, matrices, offs=torch.tensor([0, 2, 2, 3], dtype=torch.int32))
+        y.backward(torch.ones_like(y))
+        assert y.shape == (3, 16) and bool((y == 8).all())
+        assert matrices.grad is not None and matrices.grad.flatten(1).sum(1).tolist() == [0.0, 256.0, 0.0, 128.0]
 
 
 @relied_on("deepspeed: its shared-memory collective can be switched off (engines/deepspeed.py, _join_deepspeed)")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from models.config import ModelConfig
+from models.moe.config import MoEConfig
 from parallel.check import check_engine, check_micro_batches, check_model, choose_engine, resolve_world
 from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
 from parallel.schedule import SCHEDULES, bubble, chunks_in_flight, owner, stage_count, stages_of
@@ -283,3 +284,57 @@ def test_compiling_for_cpu_without_a_compiler_is_refused(monkeypatch: pytest.Mon
 )
 def test_what_an_engine_can_do_is_let_through(options: dict, precision: str, device: str) -> None:
     check_engine(ParallelConfig(**options), PrecisionConfig(precision), device, 1)
+
+
+# Experts --------------------------------------------------------------------------------------------------------------
+
+MIXTURE = replace(MODEL, moe=MoEConfig(experts=8, top_k=2, expert_size=48))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        (MODEL, {"data": 2, "expert": 2}, ["parallel.expert=2", "no effect", "model.moe.experts=0"]),
+        (MIXTURE, {"data": 3, "expert": 3}, ["model.moe.experts=8", "parallel.expert=3", "divides 8"]),
+        (
+            replace(MIXTURE, kv_heads=4),
+            {"tensor": 4, "data": 1},
+            ["expert_size=48", "leaves 12 features", "model.moe.product=loop"],
+        ),
+        (
+            MIXTURE,
+            {"data": 4, "expert": 2, "data_replicas": 4, "engine": "torch"},
+            ["parallel.data_replicas=4", "2 ranks that hold the same experts"],
+        ),
+        (
+            replace(MIXTURE, moe=replace(MIXTURE.moe, first_dense=10)),
+            {"data": 2, "expert": 2, "pipeline": 2, "engine": "deepspeed"},
+            ["parallel.expert=2", "stage 0", "has no experts", "parallel.engine=torch"],
+        ),
+        (
+            MIXTURE,
+            {"data": 1, "compile": "block", "engine": "torch"},
+            ["parallel.compile=block", "model.moe.experts=8"],
+        ),
+    ],
+)
+def test_experts_that_a_layout_cannot_cut_are_refused(model: ModelConfig, options: dict, words: list[str]) -> None:
+    with pytest.raises(ParallelError) as refusal:
+        check_model(ParallelConfig(**options), model, 64)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_zero_3_shards_experts_under_torch_alone() -> None:
+    layout = ParallelConfig("deepspeed", data=2, expert=2, zero_stage=3)
+    with pytest.raises(ParallelError, match=r"zero_stage=3: with parallel.expert=2 .* parallel.engine=torch"):
+        check_engine(layout, PrecisionConfig("fp32"), "cpu", 2)
+    chosen, why = choose_engine(replace(layout, engine="auto"), 2)
+    assert chosen.engine == "torch" and "experts" in why
+    check_engine(chosen, PrecisionConfig("fp32"), "cpu", 2)
+
+
+def test_a_data_axis_that_is_left_open_is_as_long_as_the_expert_axis_needs() -> None:
+    assert ParallelConfig(expert=4).least_data == 4
+    assert ParallelConfig(expert=4, context=2).least_data == 2
+    assert ParallelConfig(expert=4, data=8).least_data == 8

@@ -24,6 +24,7 @@ def case(dialect: str, tensor: int, pipeline: int, data: int, precision: str = "
 
 
 LAST_LAYER = "layers.3.attention.qkv.weight"  # on the last stage, cut over the tensor axis
+EXPERTS = "layers.3.feed_forward.experts.down.weight"
 CASES = [
     # layout, the rank whose gradient is spoilt, of which parameter, with what
     (case("llama", 1, 1, 1, zero_stage=0), 0, LAST_LAYER, math.nan),
@@ -54,6 +55,9 @@ CASES = [
     (case("window", 1, 1, 1, context=2, zero_stage=0), 1, LAST_LAYER, math.nan),
     (case("gpt", 1, 1, 1, engine="torch", context=2, context_method="ulysses", zero_stage=2), 1, LAST_LAYER, math.nan),
     (case("llama", 1, 1, 2, "bf16", engine="torch", zero_stage=3, compile="block"), 1, LAST_LAYER, math.nan),
+    (case("capacity", 1, 1, 2, zero_stage=1, expert=2), 1, EXPERTS, math.nan),
+    (case("switch", 1, 1, 2, zero_stage=0, expert=2), 0, EXPERTS, -math.inf),
+    (case("capacity", 1, 1, 2, engine="torch", expert=2, zero_stage=3), 1, EXPERTS, -math.inf),
     (Case("llama", ParallelConfig("torch")), 0, LAST_LAYER, -math.inf),
     (Case("llama", ParallelConfig("torch"), PrecisionConfig("bf16")), 0, LAST_LAYER, math.nan),
 ]

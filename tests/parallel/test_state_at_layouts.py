@@ -32,7 +32,12 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+    memory = ("router.bias", "router.frequency")  # what routers remember is no parameter
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("optimizer.") and not name.endswith(memory)
+    }
 
 
 INITIAL = [
@@ -53,6 +58,11 @@ INITIAL = [
     case("llama", 1, 1, 2, zero_stage=3, precision=BF16),
     case("gpt", 2, 2, 2, zero_stage=1, precision=BF16),
     case("window", 1, 1, 1, context=2, zero_stage=3),
+    case("experts", 1, 1, 2, expert=2, zero_stage=0),
+    case("capacity", 1, 1, 2, expert=2, zero_stage=2, precision=BF16),
+    case("switch", 1, 2, 2, expert=2, zero_stage=1),
+    case("experts", 2, 1, 2, engine="torch", expert=2, zero_stage=3),
+    case("capacity", 1, 1, 4, engine="torch", expert=2, zero_stage=1, data_replicas=2, precision=BF16),
     case("gpt", 2, 1, 1, engine="torch", context=2, zero_stage=2),
     case("llama", 1, 1, 2, engine="torch", zero_stage=0),
     case("qwen", 1, 1, 4, engine="torch", zero_stage=3, data_replicas=2),
