@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: setup train train-3d test test-all check bench golden clean
+.PHONY: setup train train-3d test test-all check bench golden layouts clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ golden: setup  # after a change that is meant to move curves
 
 bench: setup
 	$(BIN)/triaxis bench train $(ARGS)
+
+layouts: setup  # after a change of the list in tests/parallel/test_parity.py: README's table
+	$(BIN)/python -m pytest tests/parallel/test_parity.py -k test_matches_single_process --junitxml=build/layouts.xml
+	$(BIN)/python -m tests.parallel.record_layouts build/layouts.xml
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,93 @@
+"""README's table of layouts, made from the record of what test_parity passed.
+
+`make layouts` runs the list and hands pytest's report to this, which keeps the names of the cases that passed in layouts.txt.
+A row is a value of an option of ParallelConfig that some case has, a column an engine; a cell says with which axes longer
+than 1 it passed. New options come into the table with the first case that has them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from xml.etree import ElementTree
+
+from parallel.config import ParallelConfig
+from tests.parallel.cases import Case
+
+RECORD = Path(__file__).with_name("layouts.txt")
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- layouts: begin -->\n", "<!-- layouts: end -->\n"
+DEGREES = ("tensor", "pipeline", "data")  # these are the columns' letters, not rows
+ENGINES = ("deepspeed", "torch")
+
+
+def axes(case: Case) -> str:
+    """The axes of a layout that are longer than 1: `T`, `PD`, … or `1` for one process."""
+    return "".join(name[0].upper() for name in DEGREES if getattr(case.parallel, name) > 1) or "one process"
+
+
+def features(case: Case) -> list[tuple[str, str]]:
+    """Option and value of all that a layout sets, degrees and engine aside."""
+    config = case.parallel
+    names = [
+        field.name for field in fields(ParallelConfig) if field.name not in (*DEGREES, "engine", "timeout_seconds")
+    ]
+    told = [(name, str(getattr(config, name)).lower()) for name in names]
+    plain = {(name, str(getattr(ParallelConfig, name)).lower()) for name in names} - {("zero_stage", "1")}
+    return [
+        (name, value)
+        for name, value in told
+        if (name, value) not in plain or (name == "schedule" and config.pipeline > 1)
+    ]
+
+
+def table(cases: Iterable[Case]) -> str:
+    """Markdown: a row for each option and value, a column for each engine, the axes where it passed in each cell."""
+    found: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for case in cases:
+        for feature in features(case):
+            found.setdefault(feature, {}).setdefault(case.parallel.engine, set()).add(axes(case))
+    lines = ["| `parallel.` … | deepspeed | torch |", "| --- | --- | --- |"]
+    for (name, value), engines in sorted(found.items()):
+        cells = (" ".join(sorted(engines.get(engine, ()), key=lambda told: (len(told), told))) for engine in ENGINES)
+        lines.append(f"| `{name}={value}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(readme: str, cases: Iterable[Case]) -> str:
+    """README with the table between its markers."""
+    before, _, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert end, f"README.md lacks the lines {BEGIN!r} and {END!r}"
+    return before + BEGIN + table(cases) + END + after
+
+
+def recorded() -> list[str]:
+    """Names of the cases that passed when the record was made."""
+    return RECORD.read_text().splitlines()
+
+
+def passed_in(report: Path) -> list[str]:
+    """Names of the cases that passed, out of pytest's report (--junitxml)."""
+    found = [
+        case for case in ElementTree.parse(report).iter("testcase") if not len(case)
+    ]  # failures have an element inside
+    matches = (re.fullmatch(r"test_matches_single_process\[(.+)\]", case.get("name", "")) for case in found)
+    return sorted(match[1] for match in matches if match)
+
+
+def main() -> None:
+    """Write the record from the report that is named, if one is, and README's table from the record."""
+    from tests.parallel.test_parity import LAYOUTS, TORCH_LAYOUTS
+
+    for report in sys.argv[1:]:
+        RECORD.write_text("".join(f"{name}\n" for name in passed_in(Path(report))))
+    passed = set(recorded())
+    README.write_text(with_table(README.read_text(), [case for case in LAYOUTS + TORCH_LAYOUTS if str(case) in passed]))
+
+
+if __name__ == "__main__":
+    main()
