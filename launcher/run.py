@@ -152,11 +152,13 @@ class Run:
 
     def _plan(self, phase: Recipe, engine: Engine) -> str:
         """The layout, what the fullest rank holds, and the budget, for people."""
-        held = sum(declaration(parameter).local_numel for _, parameter in engine.named_parameters())
+        declared = [declaration(parameter) for _, parameter in engine.named_parameters()]
+        held = sum(found.local_numel for found in declared)
+        experts = sum(found.local_numel for found in declared if found.expert)
         most, train = int(self.mesh.largest(held)), phase.train
         config, _ = choose_engine(self.mesh.config, self.mesh.world_size)
         precision = resolve_precision(phase.precision, self.mesh.device).name
-        memory = estimate(most, phase, config, precision)
+        memory = estimate(most, phase, config, precision, experts=experts)
         sharding = describe_sharding(config, self.mesh.world_size)
         return "\n".join(
             (

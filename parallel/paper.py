@@ -34,6 +34,12 @@ class PaperRank:
     blocks: tuple[tuple[int, int], ...]
     shapes: dict[str, tuple[int, ...]]
     cut: frozenset[str]  # parameters that are shares of a logical tensor; the others every tensor rank holds whole
+    of_experts: frozenset[str]  # parameters that the expert axis cuts
+
+    @property
+    def experts(self) -> int:
+        """Of these, parameters of routed experts."""
+        return sum(torch.Size(shape).numel() for name, shape in self.shapes.items() if name in self.of_experts)
 
     @property
     def held(self) -> int:
@@ -71,7 +77,8 @@ def build_rank(
         dist.destroy_process_group()
     shapes = {name: tuple(parameter.shape) for name, parameter in found}
     cut = frozenset(name for name, parameter in found if not declaration(parameter).whole_on_each)
-    return PaperRank(rank, mesh.place, spans, shapes, cut)
+    of_experts = frozenset(name for name, parameter in found if declaration(parameter).expert)
+    return PaperRank(rank, mesh.place, spans, shapes, cut, of_experts)
 
 
 def declared_on_paper(model: ModelConfig, tensor: int) -> dict[str, tuple[int, Declaration]]:

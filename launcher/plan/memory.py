@@ -38,8 +38,11 @@ def human(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def estimate(held: int, recipe: Recipe, parallel: ParallelConfig, precision: str, stage: int = 0) -> Memory:
-    """Memory of a rank at place `stage` of the pipeline axis that holds `held` parameters before ZeRO cuts them.
+def estimate(
+    held: int, recipe: Recipe, parallel: ParallelConfig, precision: str, stage: int = 0, experts: int = 0
+) -> Memory:
+    """Memory of a rank at place `stage` of the pipeline axis that holds `held` parameters before ZeRO cuts them, `experts` of
+    them those of routed experts, which fewer ranks share.
 
     Weights and gradients in the model's type (gradients summed in float32 where it is narrower); AdamW's two moments and,
     below float32, master weights in float32. Activations after Korthikanti et al. (arXiv 2205.05198), without the score
@@ -50,7 +53,8 @@ def estimate(held: int, recipe: Recipe, parallel: ParallelConfig, precision: str
     size = 4 if precision == "fp32" else 2
     data, zero = parallel.data, parallel.zero_stage
     shards = parallel.replicas // parallel.data_replicas
-    states = held * (8 if precision == "fp32" else 12) // (shards if zero >= 1 else 1)
+    cut = (held - experts) // shards + experts // max(1, shards // parallel.expert)
+    states = (cut if zero >= 1 else held) * (8 if precision == "fp32" else 12)
     tokens = train.micro_batch * train.sequence_length // parallel.context
     micro_batches = train.batch_sequences // (train.micro_batch * data)
     in_flight = chunks_in_flight(parallel, stage, micro_batches)
@@ -58,15 +62,16 @@ def estimate(held: int, recipe: Recipe, parallel: ParallelConfig, precision: str
     last = stage == owner(parallel, stage_count(parallel) - 1)
     logits = 8 * model.padded_vocab // parallel.tensor * tokens if last else 0
     return Memory(
-        weights=held * size // (shards if zero == 3 else 1),
-        gradients=held * 4 // (shards if zero >= 2 else 1),
+        weights=(cut if zero == 3 else held) * size,
+        gradients=(cut if zero >= 2 else held) * 4,
         optimizer=0 if parallel.offload_optimizer else states,
         activations=activation_bytes_per_token(model, parallel, size) * layers * tokens * in_flight + logits,
     )
 
 
 def activation_bytes_per_token(model: ModelConfig, parallel: ParallelConfig, size: int) -> int:
-    """Bytes that one layer keeps for backward, for each token."""
+    """Bytes that one layer keeps for backward, for each token; of a mixture, whose experts' shares are taken to be even, the
+    mean over its layers."""
     hidden, width = model.hidden_size, model.head_width
     if parallel.recompute == "block":
         return hidden * size
@@ -77,5 +82,10 @@ def activation_bytes_per_token(model: ModelConfig, parallel: ParallelConfig, siz
         if parallel.recompute == "none"
         else model.heads * width * size // parallel.tensor
     )
-    feed = (3 if model.gated else 2) * model.ffn_width * size // parallel.tensor
-    return outside + core + feed
+    products = (3 if model.gated else 2) * size // parallel.tensor
+    mixtures = sum(model.has_experts(layer) for layer in range(model.layers))
+    feed = products * model.ffn_width * (model.layers - mixtures)
+    if mixtures:
+        chosen = model.expert_width * (model.moe.top_k + model.moe.shared_experts)
+        feed += mixtures * (products * chosen + 2 * model.moe.top_k * hidden * size)  # rows that are sent, and results
+    return outside + core + feed // model.layers

@@ -14,7 +14,7 @@ from launcher.check import check_budget, check_layout, with_vocabulary
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.plan.memory import Memory, estimate, human
-from models.config import count_parameters, flops_per_token
+from models.config import count_active_parameters, count_parameters, flops_per_token
 from parallel.check import resolve_world
 from parallel.config import ParallelConfig
 from parallel.paper import PaperRank, build_rank
@@ -71,6 +71,7 @@ def _vocabulary(recipe: Recipe) -> Recipe:
 def _summary(recipe: Recipe, parallel: ParallelConfig, world: int, precision: str) -> str:
     model, train = recipe.model, recipe.train
     count = count_parameters(model)
+    used = f", {count_active_parameters(model):,} used by a token" if model.moe.experts else ""
     micro = train.batch_sequences // (train.micro_batch * parallel.data)
     sharding = f"ZeRO {parallel.zero_stage}" + (
         f" in {parallel.data_replicas} replicas" if parallel.data_replicas > 1 else ""
@@ -78,7 +79,7 @@ def _summary(recipe: Recipe, parallel: ParallelConfig, world: int, precision: st
     flops = flops_per_token(model, train.sequence_length)
     return "\n".join(
         (
-            f"{model.name}: {count:,} parameters, {flops / 1e9:,.2f} GFLOP a token, "
+            f"{model.name}: {count:,} parameters{used}, {flops / 1e9:,.2f} GFLOP a token, "
             f"{flops * recipe.train.tokens:.3g} FLOP for {train.tokens:,} tokens",
             f"mesh  {parallel.degrees} = {world} processes, "
             f"{sharding}, {precision}, recompute {parallel.recompute}"
@@ -101,7 +102,7 @@ def _stages(recipe: Recipe, parallel: ParallelConfig, world: int, precision: str
             continue
         rank = stage * parallel.tensor * parallel.replicas
         built = build_rank(recipe.model, parallel, world, rank, recipe.train.sequence_length)
-        table.add_row(*_row(stage, built, estimate(built.held, recipe, parallel, precision, stage)))
+        table.add_row(*_row(stage, built, estimate(built.held, recipe, parallel, precision, stage, built.experts)))
     return table
 
 

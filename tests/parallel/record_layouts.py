@@ -1,8 +1,8 @@
 """README's table of layouts, made from the record of what test_parity passed.
 
 `make layouts` runs the list and hands pytest's report to this, which keeps the names of the cases that passed in layouts.txt.
-A row is a value of an option of ParallelConfig that some case has, a column an engine; a cell says with which axes longer
-than 1 it passed. New options come into the table with the first case that has them.
+A row is a value of an option of ParallelConfig that some case has, or an option of the model; a column is an engine; a cell
+says with which axes longer than 1 it passed. New options come into the table with the first case that has them.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from parallel.config import ParallelConfig
+from parallel.check import check_engine
+from parallel.config import ParallelConfig, ParallelError
 from tests.parallel.cases import Case
 
 RECORD = Path(__file__).with_name("layouts.txt")
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- layouts: begin -->\n", "<!-- layouts: end -->\n"
-DEGREES = ("tensor", "pipeline", "data")  # these are the columns' letters, not rows
+DEGREES = ("tensor", "pipeline", "data", "context", "expert")  # these are the cells' letters, not rows
+MODEL = ("attention_window", "document_mask", "dropout", "tied_embeddings")  # rows where they are on
+MOE = ("aux_loss", "aux_scope", "z_loss", "bias_rate", "capacity", "shared_experts", "groups", "jitter")
 ENGINES = ("deepspeed", "torch")
 
 
@@ -37,24 +40,47 @@ def features(case: Case) -> list[tuple[str, str]]:
     ]
     told = [(name, str(getattr(config, name)).lower()) for name in names]
     plain = {(name, str(getattr(ParallelConfig, name)).lower()) for name in names} - {("zero_stage", "1")}
-    return [
-        (name, value)
-        for name, value in told
-        if (name, value) not in plain or (name == "schedule" and config.pipeline > 1)
+    shown = {"schedule": config.pipeline > 1, "context_method": config.context > 1}
+    found = [
+        (f"parallel.{name}", value) for name, value in told if (name, value) not in plain or shown.get(name, False)
     ]
+    found += [(f"model.{name}", "") for name in MODEL if getattr(case.model, name)]
+    moe = case.model.moe
+    if moe.experts:
+        on = [name for name in MOE if getattr(moe, name) not in (0, 1, "micro_batch")]
+        found += [(f"model.moe.{name}", "") for name in (on if moe.capacity else [*on, "capacity=0"])]
+    return found
 
 
 def table(cases: Iterable[Case]) -> str:
     """Markdown: a row for each option and value, a column for each engine, the axes where it passed in each cell."""
     found: dict[tuple[str, str], dict[str, set[str]]] = {}
+    examples: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
         for feature in features(case):
             found.setdefault(feature, {}).setdefault(case.parallel.engine, set()).add(axes(case))
-    lines = ["| `parallel.` … | deepspeed | torch |", "| --- | --- | --- |"]
-    for (name, value), engines in sorted(found.items()):
-        cells = (" ".join(sorted(engines.get(engine, ()), key=lambda told: (len(told), told))) for engine in ENGINES)
-        lines.append(f"| `{name}={value}` | {' | '.join(cells)} |")
+            examples.setdefault(feature, []).append(case)
+    lines = ["| | deepspeed | torch |", "| --- | --- | --- |"]
+    for (name, value), engines in sorted(found.items(), key=lambda row: (row[0][0].startswith("model"), row[0])):
+        cells = [
+            " ".join(sorted(engines[engine], key=lambda told: (len(told), told)))
+            if engine in engines
+            else _absent(engine, examples[name, value])
+            for engine in ENGINES
+        ]
+        lines.append(f"| `{name}{f'={value}' if value else ''}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _absent(engine: str, examples: list[Case]) -> str:
+    """Why no case of an engine passed: all that the other engine has are refused by name, or none was run."""
+    for case in examples:
+        try:
+            check_engine(replace(case.parallel, engine=engine), case.precision, "cpu", case.world_size)
+        except ParallelError:
+            continue
+        return "not run"
+    return "refused"
 
 
 def with_table(readme: str, cases: Iterable[Case]) -> str:
@@ -81,12 +107,12 @@ def passed_in(report: Path) -> list[str]:
 
 def main() -> None:
     """Write the record from the report that is named, if one is, and README's table from the record."""
-    from tests.parallel.test_parity import LAYOUTS, TORCH_LAYOUTS
+    from tests.parallel.test_parity import EVERY_LAYOUT
 
     for report in sys.argv[1:]:
         RECORD.write_text("".join(f"{name}\n" for name in passed_in(Path(report))))
     passed = set(recorded())
-    README.write_text(with_table(README.read_text(), [case for case in LAYOUTS + TORCH_LAYOUTS if str(case) in passed]))
+    README.write_text(with_table(README.read_text(), [case for case in EVERY_LAYOUT if str(case) in passed]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from models.config import ModelConfig, count_parameters
+from models.moe.config import MoEConfig
 from parallel.config import ParallelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,8 @@ for rank in task["ranks"]:
         if (name in built.cut or built.place.tensor == 0)
         and not name.endswith("(copy)")
     )
-    print(json.dumps({"rank": rank, "held": built.held, "owned": owned, "place": vars(built.place), "blocks": built.blocks}))
+    counts = {"held": built.held, "owned": owned, "experts": built.experts}
+    print(json.dumps({"rank": rank, **counts, "place": vars(built.place), "blocks": built.blocks}))
 """
 
 
@@ -101,10 +103,34 @@ def test_all_ranks_together_own_every_parameter_once(tied: bool, schedule: str) 
 @pytest.mark.parametrize("method", ["ring", "ulysses"])
 def test_a_context_axis_adds_ranks_and_no_parameters(method: str) -> None:
     model = {"vocab_size": 96, "hidden_size": 48, "layers": 2, "heads": 4, "kv_heads": 2}
-    cut = {"tensor": 2, "context": 2, "context_method": method, "data": 2, "expert": 4}
+    cut = {"tensor": 2, "context": 2, "context_method": method, "data": 2}
     built = on_paper(model, cut, 8, list(range(8)), 32)
     (plain, *_) = on_paper(model, {"tensor": 2, "data": 4}, 8, [0], 32)
     assert [rank["held"] for rank in built] == [plain["held"]] * 8
     places = [rank["place"] for rank in built]
     assert [place["context"] for place in places] == [0, 0, 1, 1] * 2
-    assert [place["replica"] for place in places] == [place["expert"] for place in places] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [place["replica"] for place in places] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_experts_are_shared_out_over_tensor_and_expert_axes() -> None:
+    model = {
+        "vocab_size": 96,
+        "hidden_size": 48,
+        "layers": 3,
+        "heads": 4,
+        "kv_heads": 2,
+        "bias": True,
+        "norm": "layernorm",
+    }
+    model |= {"moe": {"experts": 8, "expert_size": 32, "shared_experts": 1, "first_dense": 1}}
+    built = on_paper(model, {"tensor": 2, "context": 2, "data": 2, "expert": 4}, 8, list(range(8)), 32)
+    count = count_parameters(ModelConfig(**{**model, "moe": MoEConfig(**model["moe"])}))
+    dense = [rank["owned"] - rank["experts"] for rank in built[:2]]
+    (alone,) = on_paper(model, {}, 1, [0], 32)
+    assert alone["held"] == count
+    weights = 2 * 8 * 3 * 48 * 32
+    biases = 2 * 8 * (2 * 32 + 48)  # of the outputs whole on each rank of the tensor axis
+    assert alone["experts"] == weights + biases
+    assert all(rank["experts"] == weights // 8 + 2 * 2 * (32 + 48) for rank in built)
+    assert dense[0] + dense[1] + alone["experts"] == count - 2 * 2 * 48  # tensor rank 1 does not own its output biases
+    assert [rank["place"]["expert"] for rank in built] == [0, 0, 1, 1, 2, 2, 3, 3]

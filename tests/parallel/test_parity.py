@@ -224,6 +224,8 @@ CONTEXT_LAYOUTS = [
     case("qwen", ADAMW, 2, 2, 1, engine="torch", context=2, schedule="dualpipev", zero_stage=2, micro_batch=1),
 ]
 
+EVERY_LAYOUT = LAYOUTS + TORCH_LAYOUTS + EXPERT_LAYOUTS + CONTEXT_LAYOUTS
+
 DEGREES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
 DENSE = [name for name, model in DIALECTS.items() if not model.moe.experts]
 PRODUCT = [
@@ -326,7 +328,7 @@ def assert_routes_alike(curves: list[jobs.Curve], expected: jobs.Curve) -> None:
                 assert getattr(one, figure) == pytest.approx(getattr(other, figure), rel=1e-2), figure
 
 
-@pytest.mark.parametrize("layout", LAYOUTS + TORCH_LAYOUTS + EXPERT_LAYOUTS + CONTEXT_LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", EVERY_LAYOUT, ids=str)
 def test_matches_single_process(layout: Case, pools: Pools, reference: Reference) -> None:
     assert_matches_single_process(layout, pools, reference)
 
