@@ -13,6 +13,7 @@ from models.feedforward import FeedForward
 from models.layers import Layers
 from models.moe.experts import Experts
 from models.moe.router import Router
+from models.moe.routing import tally
 
 
 class MixtureOfExperts(nn.Module):
@@ -73,7 +74,7 @@ class _Sort:
         self.top_k = chosen.shape[-1]
         if within is not None:
             flat = flat.masked_fill(~within.flatten(), experts)  # dropped ones come last, and are left out
-        counts = flat.bincount(minlength=experts + 1)
+        counts = tally(flat, experts + 1)
         order = flat.argsort(stable=True)
         self.counts = counts[:experts]
         kept = flat.numel() if within is None else int(self.counts.sum())

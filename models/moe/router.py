@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.layers import Layers, offsets_of
 from models.moe.config import MoEConfig
+from models.moe.routing import tally
 from models.moe.telemetry import BUCKETS
 from models.random import stream_key, uniform
 
@@ -77,12 +78,12 @@ class Router(nn.Module):
     def _balanced(self, weights: Tensor, logits: Tensor, scores: Tensor, whole: Tensor) -> Tensor:
         """The same weights, in whose backward the router's own losses begin."""
         config, losses = self.config, []
-        tokens = self._layers.count_over_context(torch.tensor(whole[..., 0].numel(), device=whole.device))
+        tokens = self._layers.uncut(logits.shape[0]) * logits.shape[1]
         if config.aux_loss:
             if config.keeps_frequencies:
                 share = self._state.frequency
             else:
-                counts = self._layers.count_over_context(whole.flatten().bincount(minlength=config.experts))
+                counts = self._layers.count_over_context(tally(whole, config.experts))
                 share = counts.float() / (tokens * config.top_k)
             mean = _as_shares(scores, config).flatten(0, 1).sum(0) / tokens
             losses.append(config.aux_loss * config.experts * (share * mean).sum())
@@ -101,7 +102,7 @@ class Router(nn.Module):
         if config.drop == "probability":
             order = weights.permute(2, 0, 1).flatten().sort(descending=True, stable=True).indices
         by_expert = flat[order].sort(stable=True)
-        counts = flat.bincount(minlength=config.experts)
+        counts = tally(flat, config.experts)
         begins = counts.cumsum(0) - counts
         place = torch.arange(flat.numel(), device=flat.device) - begins[by_expert.values]
         room = math.ceil(config.capacity * flat.numel() / config.experts)
@@ -119,7 +120,7 @@ class Router(nn.Module):
         self._layers.routing.record(
             self.layer,
             first_sample,
-            choices=whole.flatten().bincount(minlength=self.config.experts),
+            choices=tally(whole, self.config.experts),
             scores=shares.sum(0),
             entropy=-torch.xlogy(shares, shares).sum(),
             z=logits.logsumexp(-1).square().sum(),

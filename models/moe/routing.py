@@ -14,6 +14,12 @@ from torch import Tensor
 from models.moe.telemetry import BUCKETS, LayerRouting
 
 
+def tally(indices: Tensor, size: int) -> Tensor:
+    """How often each of 0 … size - 1 stands in some indices, int64 [size]; bincount would make a GPU's host wait."""
+    flat = indices.flatten()
+    return torch.zeros(size, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+
+
 @dataclass(frozen=True)
 class RouterState:
     """What a router remembers from step to step, float32 [E]: the bias in its choice, and the shares of choices in the step

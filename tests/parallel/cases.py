@@ -97,6 +97,7 @@ DIALECTS: dict[str, ModelConfig] = {
             top_k=3,
             expert_size=16,
             first_dense=1,
+            shared_experts=1,
             scoring="sigmoid",
             scale=1.5,
             groups=4,
@@ -106,6 +107,19 @@ DIALECTS: dict[str, ModelConfig] = {
             bias_rate=0.01,
             capacity=1.0,
         ),
+    ),
+    # dropless and balanced by biases, with two experts always on
+    "biased": replace(
+        _MINUTE,
+        tied_embeddings=True,
+        moe=MoEConfig(experts=8, expert_size=16, shared_experts=2, normalise=False, aux_loss=0.0, bias_rate=0.02),
+    ),
+    # at their capacity and balanced by the loss of each micro-batch, one always on
+    "tight": replace(
+        _MINUTE,
+        kv_heads=2,
+        tied_embeddings=False,
+        moe=MoEConfig(experts=4, expert_size=16, shared_experts=1, aux_loss=0.05, capacity=0.75),
     ),
     # one choice of the highest weights, in every second layer, shares of choices counted over the global batch
     "switch": replace(

@@ -186,6 +186,11 @@ EXPERT_LAYOUTS = [
     case("experts", ADAMW, 2, 2, 2, engine="torch", expert=2, zero_stage=1),
     case("capacity", SGD, 1, 4, 1, engine="torch", schedule="gpipe"),  # the first of its stages has no expert
     case("capacity", SGD, 2, 2, 2, engine="torch", expert=2, schedule="gpipe", zero_stage=3, sequence_parallel=True),
+    case("experts", SGD, 1, 1, 4, engine="torch", expert=4, zero_stage=2),
+    case("biased", ADAMW, 1, 1, 2, engine="torch", expert=2, zero_stage=3),
+    case("biased", SGD, 1, 1, 4, zero_stage=1, expert=4),
+    case("tight", SGD, 1, 1, 2, zero_stage=0, expert=2, recompute="selective"),
+    case("tight", ADAMW, 1, 1, 4, engine="torch", expert=4, zero_stage=1),
     # over the context axis, or over both
     case("experts", SGD, 1, 1, 1, context=2, expert=2, zero_stage=1),
     case("capacity", ADAMW, 1, 1, 1, engine="torch", context=2, expert=2, context_method="ulysses", zero_stage=3),
@@ -417,6 +422,29 @@ def test_the_context_list_has_every_mask_by_every_method_under_every_engine() ->
     for axis in ("tensor", "pipeline", "data"):
         assert {c.parallel.context_method for c in CONTEXT_LAYOUTS if AXES[axis](c)} == {"ring", "ulysses"}, axis
         assert {c.parallel.engine for c in CONTEXT_LAYOUTS if AXES[axis](c)} == {"deepspeed", "torch"}, axis
+
+
+def test_the_list_of_experts_has_every_way_to_balance_at_both_degrees() -> None:
+    seen = {
+        (c.parallel.expert, c.model.moe.capacity > 0, c.model.moe.bias_rate > 0, c.model.moe.shared_experts > 0)
+        for c in EXPERT_LAYOUTS
+    }
+    for degree in (2, 4):
+        for capacity in (False, True):
+            for biases in (False, True):
+                assert (degree, capacity, biases, True) in seen, (degree, capacity, biases)
+    for engine in ("deepspeed", "torch"):
+        for axis, lies_on in AXES.items():
+            assert any(c.parallel.engine == engine and c.parallel.expert > 1 and lies_on(c) for c in EXPERT_LAYOUTS), (
+                axis
+            )
+    mixes = [
+        c
+        for c in EVERY_LAYOUT
+        if c.world_size == 8
+        and sum(getattr(c.parallel, axis) > 1 for axis in ("tensor", "pipeline", "data", "context", "expert")) >= 3
+    ]
+    assert len(mixes) >= 12
 
 
 def test_the_list_covers_each_option_with_each_axis() -> None:
