@@ -140,10 +140,13 @@ def export_run(source: Path, target: Path, dtype: str, shard_bytes: int) -> str:
     if target.exists():
         target.rmdir()
     unfinished.rename(target)
-    count = count_parameters(recipe.model)
-    return (
-        f"{target}: {config['architectures'][0]}, {count:,} parameters in {dtype}, {files} file(s) of weights, {told}"
-    )
+    count, kind = count_parameters(recipe.model), config["architectures"][0]
+    if "auto_map" in config:
+        modules = sorted({f"{place.split('.')[0]}.py" for place in config["auto_map"].values()})
+        told += (
+            f"; transformers has no {kind} of its own: put {' and '.join(modules)} of the published model beside them"
+        )
+    return f"{target}: {kind}, {count:,} parameters in {dtype}, {files} file(s) of weights, {told}"
 
 
 def _their_tensors(path: Path, model: ModelConfig, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.config import ModelConfig, ModelError, RopeScaling
+from models.config import ModelConfig, ModelError, RopeScaling, count_parameters
 from models.huggingface import family, from_huggingface, logical_shapes, to_huggingface
+from models.huggingface_config import from_config, to_config
 from tests.models.helpers import (
     DEEPSEEK,
     GPT,
@@ -139,3 +140,27 @@ def test_weights_that_do_not_fit_are_named() -> None:
 def test_models_without_a_family_are_refused(config: ModelConfig) -> None:
     with pytest.raises(ModelError, match="no Hugging Face family"):
         family(config)
+
+
+@pytest.mark.parametrize("config", [MIXTRAL, OLMOE, QWEN2_MOE, DEEPSEEK], ids=lambda config: config.name)
+def test_mixtures_are_read_back_from_the_config_that_they_write(config: ModelConfig) -> None:
+    back = from_config(to_config(config, "float32"), config.name)
+    ffn = config.ffn_size if config.name in ("qwen2_moe", "deepseek") else config.expert_width  # else no layer has it
+    plain = {"init_std": back.init_std, "scaled_residual_init": back.scaled_residual_init, "head_size": 8}
+    wanted = changed(config, ffn_size=ffn, **plain)
+    if config.name in ("mixtral", "olmoe"):
+        wanted = changed(wanted, moe=changed(config.moe, expert_size=0))
+    assert back == wanted
+    assert count_parameters(back) == count_parameters(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shared_expert_intermediate_size": 24}, "shared_expert_intermediate_size=24: only multiples"),
+        ({"mlp_only_layers": [1]}, r"mlp_only_layers=\[1\]"),
+    ],
+)
+def test_mixtures_that_we_cannot_hold_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        from_config(to_config(QWEN2_MOE, "float32") | options, "other")
