@@ -143,6 +143,12 @@ def _bench_moe(arguments: list[str]) -> int:
     return bench(arguments)
 
 
+def _bench_layouts(arguments: list[str]) -> int:
+    from launcher.bench.layouts import main as bench
+
+    return bench(arguments)
+
+
 def _checkpoint_list(arguments: list[str]) -> int:
     from parallel.checkpoint.inspect import list_text
 
@@ -214,6 +220,7 @@ HANDLERS: dict[str, Command] = {
     "checkpoint routing": _checkpoint_routing,
     "bench train": _bench_train,
     "bench moe": _bench_moe,
+    "bench layouts": _bench_layouts,
     "completion": _completion,
     "complete": _complete,
     "help": _help,

@@ -21,6 +21,7 @@ COMMANDS = {
     "checkpoint routing": "where a mixture's tokens go, over time        triaxis checkpoint routing runs/moe_tiny",
     "bench train": "Triaxis against a bare loop and a Trainer   triaxis bench train",
     "bench moe": "what a mixture of experts costs             triaxis bench moe",
+    "bench layouts": "bubbles against theory, engine against engine  triaxis bench layouts",
     "completion": 'tab completion                              eval "$(triaxis completion bash)"',
 }
 

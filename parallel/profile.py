@@ -7,7 +7,7 @@ and `backward_weight_one_chunk`; DeepSpeed's pipeline finds its instructions in 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,14 +36,19 @@ def watched(engine: Engine) -> Iterator[list[Span]]:
     from parallel.engines.fsdp import FsdpEngine
 
     spans: list[Span] = []
-    release = _watch_torch(engine, spans) if isinstance(engine, FsdpEngine) else _watch_deepspeed(engine, spans)
+    if isinstance(engine, FsdpEngine):
+        assert engine.pipeline is not None, "one stage has no schedule to watch"
+        release = watch_stages(engine.pipeline.held, spans)
+    else:
+        release = _watch_deepspeed(engine, spans)
     try:
         yield spans
     finally:
         release()
 
 
-def _watch_torch(engine: Any, spans: list[Span]) -> Callable[[], None]:
+def watch_stages(stages: Sequence[Any], spans: list[Span]) -> Callable[[], None]:
+    """Note the actions of torch's stages from now on; returns what ends that."""
     names = ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk")
 
     def watch(stage: Any, name: str) -> None:
@@ -56,12 +61,12 @@ def _watch_torch(engine: Any, spans: list[Span]) -> Callable[[], None]:
 
         setattr(stage, name, timed)
 
-    for stage in engine.pipeline.held:
+    for stage in stages:
         for name in names:
             watch(stage, name)
 
     def release() -> None:
-        for stage in engine.pipeline.held:
+        for stage in stages:
             for name in names:
                 delattr(stage, name)
 

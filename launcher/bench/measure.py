@@ -5,13 +5,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from launcher.bench.turns import Contender, Turn
 
 WARM_UP = 1  # steps at the start of every turn that are not counted: the others' turns emptied the caches
 SAVE_EVERY = 4  # steps between saves where they are measured
 COMPARED = 10  # losses: training amplifies rounding, so later ones tell less
+
+
+class Turner(Protocol):
+    """Who trains some steps when told to."""
+
+    def turn(self, steps: int) -> Turn:
+        """Train, and tell how it went."""
 
 
 @dataclass
@@ -35,7 +42,7 @@ class Rounds:
         return {"median": middle, "low": low, "high": high}
 
 
-def compete(contenders: Mapping[str, Contender], rounds: int, steps: int) -> Rounds:
+def compete(contenders: Mapping[str, Turner], rounds: int, steps: int) -> Rounds:
     """Turns of all contenders, round by round, each round beginning with another one."""
     found, names = Rounds(), list(contenders)
     for number in range(rounds):

@@ -24,23 +24,20 @@ import torch.distributed as dist
 from rich.console import Console
 
 from launcher.bench.show import new_table
+from launcher.bench.stepper import VOCABULARY, stepper
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
-from launcher.optim.build import optimizer_factory
 from launcher.workers import free_port
 from models.config import ModelConfig, count_active_parameters, count_parameters
 from models.layers import PlainLayers
 from models.moe.config import MoEConfig
 from models.moe.experts import Experts
-from parallel.config import ParallelConfig, PrecisionConfig
-from parallel.engines.base import Batch, EngineSpec
-from parallel.engines.select import build_engine
+from parallel.config import ParallelConfig
 from parallel.mesh import Mesh
 
 WARM_UP = 2
 TRAVELLERS = 2  # processes that share the experts
-VOCABULARY = 1024  # where the recipe takes the tokenizer's
 
 
 def run(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
@@ -133,37 +130,13 @@ def _against_dense(recipe: Recipe, rounds: int, steps: int) -> dict[str, Any]:
     mesh = Mesh(config, torch.device("cpu"))
     try:
         contenders = {
-            "mixture": _stepper(recipe, recipe.model, config, mesh),
-            "dense": _stepper(recipe, dense_of(recipe.model), config, mesh),
+            "mixture": stepper(recipe, recipe.model, config, mesh),
+            "dense": stepper(recipe, dense_of(recipe.model), config, mesh),
         }
         return turns(contenders, rounds, steps)
     finally:
         mesh.close()
         dist.destroy_process_group()
-
-
-def _stepper(recipe: Recipe, model: ModelConfig, config: ParallelConfig, mesh: Mesh) -> Callable[[], None]:
-    train, rows = recipe.train, recipe.train.micro_batch * 2
-    spec = EngineSpec(
-        model=model,
-        parallel=config,
-        precision=PrecisionConfig("fp32"),
-        optimizer=optimizer_factory(recipe.optimizer),
-        clip_norm=1.0,
-        micro_batch=train.micro_batch,
-        micro_batches=2,
-        sequence_length=train.sequence_length,
-        seed=1,
-    )
-    engine = build_engine(spec, mesh)
-    generator = torch.Generator().manual_seed(mesh.place.data)
-    text = torch.randint(model.vocab_size, (rows, train.sequence_length + 1), generator=generator)
-    batch = Batch(text[:, :-1].contiguous(), text[:, 1:].contiguous(), torch.ones(rows, train.sequence_length), 0)
-
-    def step() -> None:
-        engine.step(batch, 1e-4)
-
-    return step
 
 
 def _travel(recipe: Recipe, steps: int) -> dict[str, float]:
@@ -182,7 +155,7 @@ def _traveller(rank: int, recipe: Recipe, steps: int, port: int, queue: Any) -> 
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(TRAVELLERS), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     config = ParallelConfig("torch", data=TRAVELLERS, expert=TRAVELLERS)
     mesh = Mesh(config, torch.device("cpu"))
-    step = _stepper(recipe, recipe.model, config, mesh)
+    step = stepper(recipe, recipe.model, config, mesh)
     spent = 0.0
     plain = dist.all_to_all_single
 

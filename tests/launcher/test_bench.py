@@ -8,9 +8,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+from launcher.bench import idle, layouts
 from launcher.bench.arena import Arena, at_one_process
+from launcher.bench.idle import Naps
 from launcher.bench.measure import SAVE_EVERY, Rounds, save_figures
 from launcher.bench.show import show
 from launcher.bench.train import main, run
@@ -18,6 +21,9 @@ from launcher.bench.turns import BenchError, Contender, Turn
 from launcher.bench.utilisation import NO_GPU
 from launcher.compose import build_recipe, compose_tree
 from parallel.check import resolve_world
+from parallel.profile import Span
+from parallel.schedule import SCHEDULES, stages_per_rank
+from parallel.timeline import timeline
 
 
 def minute_model(directory: Path) -> list[str]:
@@ -116,3 +122,75 @@ def test_a_mask_that_other_contenders_lack_is_refused(tmp_path: Path) -> None:
 def test_rounds_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 2 rounds of 1 step"):
         main([*minute_model(tmp_path), "--rounds", "1"])
+
+
+def test_a_bench_of_layouts_has_every_schedule_and_both_engines(tmp_path: Path) -> None:
+    recipe = build_recipe(compose_tree([*minute_model(tmp_path), "train.micro_batch=1"]))
+    naps = Naps(unit=0.002, micro_batches=4, steps=2)
+    figures = layouts.run(recipe, naps, rounds=2, steps=1, pipelines=[2])
+
+    assert [found["schedule"] for found in figures["idle"]] == list(SCHEDULES)
+    for found in figures["idle"]:
+        assert 0 < found["idle"] < 1 and 0 < found["theory"] < 1, found
+        assert found["against_ideal"] > 1, "nobody wakes early"
+        assert found["against_theory"] == pytest.approx(found["against_ideal"] / found["theory_against_ideal"])
+
+    assert [found["layout"] for found in figures["engines"]] == list(layouts.LAYOUTS)
+    for found in figures["engines"]:
+        assert set(found["tokens_per_second"]) == {"deepspeed", "torch"}
+        assert 0 < found["ratio"]["low"] <= found["ratio"]["median"] <= found["ratio"]["high"]
+        assert found["loss_difference"] < 1e-5, "both engines must do the same work"
+
+    screen = io.StringIO()
+    layouts.show(json.loads(json.dumps(figures)), Console(file=screen, width=160))
+    assert "dualpipev" in screen.getvalue() and "tensor 2" in screen.getvalue()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_figures_of_a_step_as_in_theory_are_those_of_theory(schedule: str) -> None:
+    shrinking = []
+    for micro_batches in (8, 16):
+        config = idle.layout(schedule, 2)
+        naps = Naps(unit=0.5, micro_batches=micro_batches, steps=1)
+        unit = naps.unit / stages_per_rank(config)
+        step: list[list[Span]] = [[], []]
+        for slot in timeline(config, micro_batches):
+            begin, end = 7 + unit * slot.begin, 7 + unit * slot.end
+            step[slot.rank].append(Span(slot.stage, slot.kind, slot.micro_batch, begin, end))
+        found = idle.figures_of(schedule, 2, naps, [step])
+        assert found["idle"] == pytest.approx(found["theory"]) and found["against_theory"] == pytest.approx(1)
+        shrinking.append(found["theory"])
+    assert shrinking[1] < shrinking[0], "more micro-batches shrink the bubble"
+
+
+def test_a_stage_sleeps_apart_for_its_input_and_for_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(idle.time, "sleep", lambda seconds: slept.append(seconds) if seconds else None)
+    stage = idle.NappingStage(2.0, first=False)
+    x = torch.ones(idle.POSITIONS, 1, idle.WIDTH, requires_grad=True)
+    y = stage(x)
+    assert slept == [2.0]
+    torch.autograd.grad(y.sum(), x, retain_graph=True)
+    assert slept == [2.0] * 2
+    torch.autograd.grad(y.sum(), stage.weight, retain_graph=True)
+    assert slept == [2.0] * 3
+    y.sum().backward()
+    assert slept == [2.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--micro-batches", "6"], r"--micro-batches=6: .*at least 8 micro-batches.*give a multiple of 8"),
+        (["--pipelines", "1"], "--pipelines=1: one stage has no bubble"),
+        (["--pipelines", "two"], "--pipelines=two: give degrees with commas"),
+        (["parallel.recompute=block"], "parallel.recompute=block: has no effect on bench layouts"),
+        (["--unit", "0"], "--unit=0: stages must sleep"),
+        (["--rounds", "1"], "at least 2 rounds of 1 step"),
+        (["model.heads=3", "model.kv_heads=3", "model.hidden_size=48"], "model.heads=3: does not divide"),
+    ],
+)
+def test_layouts_that_cannot_be_compared_are_refused(flags: list[str], message: str, tmp_path: Path) -> None:
+    own = [text for text in minute_model(tmp_path) if text != "precision=fp32"]
+    with pytest.raises(ValueError, match=message):
+        layouts.main([*own, "train.micro_batch=1", *flags])
