@@ -2,7 +2,9 @@
 
 Stages that compute could not run side by side on fewer cores than ranks, so these sleep: forward, gradient of the input and
 gradient of the weights of a minute linear layer each take a fixed time and no core. All else is real: processes, gloo, torch's
-schedules and the engine's own `Pipeline`. What is found beyond theory is the schedule's order and the engine's overhead.
+schedules and the engine's own `Pipeline`. What is found beyond theory is overhead: messages, autograd, sleepers that wake late.
+
+Torch puts all of the first stage's backward where its weight gradient stands; that changes no schedule's bubble here.
 """
 
 from __future__ import annotations
