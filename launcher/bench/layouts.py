@@ -147,9 +147,9 @@ def _idle(figures: dict[str, Any]) -> Table:
         )
     table.caption = (
         "Stages: ranks x those of each. Idle: share of all ranks' time. A step: against one without a bubble, and against one "
-        f"with that of theory. Stages sleep instead of computing, {1000 * naps['unit']:g} ms a rank for forward and for each of "
-        "two gradients of a micro-batch, so that ranks need no cores of their own; processes, messages, schedules and autograd "
-        "are real"
+        f"with that of theory. Stages sleep instead of computing, {1000 * naps['unit']:g} ms a rank for forward and for each "
+        "of two gradients of a micro-batch, so that ranks need no cores of their own; processes, messages, schedules and "
+        "autograd are real"
     )
     return table
 
