@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+from models.moe.config import MoEConfig
 from parallel.check import check_engine
 from parallel.config import ParallelConfig, ParallelError
 from tests.parallel.cases import Case
@@ -47,7 +48,7 @@ def features(case: Case) -> list[tuple[str, str]]:
     found += [(f"model.{name}", "") for name in MODEL if getattr(case.model, name)]
     moe = case.model.moe
     if moe.experts:
-        on = [name for name in MOE if getattr(moe, name) not in (0, 1, "micro_batch")]
+        on = [name for name in MOE if getattr(moe, name) != (0.0 if name == "aux_loss" else getattr(MoEConfig, name))]
         found += [(f"model.moe.{name}", "") for name in (on if moe.capacity else [*on, "capacity=0"])]
     return found
 
