@@ -73,6 +73,11 @@ class MoEConfig:
             raise ModelError(
                 f"model.moe.top_k={self.top_k}: more than the {self.experts_in_reach} experts that a token may use; lower it"
             )
+        if self.groups > 1 and self.top_groups == self.groups:
+            raise ModelError(
+                f"model.moe.groups={self.groups}: has no effect with model.moe.top_groups={self.top_groups}; lower "
+                "top_groups or set both to 1"
+            )
         if self.groups == 1 and self.group_score != "max":
             raise ModelError(
                 f"model.moe.group_score={self.group_score}: has no effect with model.moe.groups=1; set groups above 1"
