@@ -257,6 +257,23 @@ LEFT_FOR_ALL = frozenset(
         "1x1x2-2ulysses-torch-zero3-2replicas-parted-sgd",
         "1x2x2-2ulysses-torch-zero1-documents-sgd",
         "2x2x1-2ring-torch-zero2-dualpipev-qwen-adamw",
+        "2x1x2-2ring-deepspeed-zero2-2experts-sp-experts-adamw",
+        "1x1x1-4ulysses-deepspeed-zero3-block-qwen-adamw",
+        "2x2x1-2ring-deepspeed-zero1-sp-parted-sgd",
+        "1x2x1-2ring-torch-zero2-zbv-documents-sgd",
+        "2x2x2-deepspeed-zero1-2experts-sp-block-switch-adamw",
+        "1x1x4-deepspeed-zero2-2experts-experts-adamw",
+        "1x1x4-torch-zero1-2replicas-2experts-experts-sgd",
+        "1x2x2-torch-zero2-zbv-2experts-switch-adamw",
+        "1x4x1-torch-zero1-gpipe-capacity-sgd",
+        "1x1x2-2ring-torch-zero2-4experts-switch-sgd",
+        "2x2x2-torch-zero0-zbv-sp-qwen-sgd",
+        "4x1x1-torch-zero3-gpt-sgd",
+        "1x1x4-torch-zero1-2replicas-block-llama-adamw",
+        "2x1x2-torch-zero2-offload-qwen-adamw",
+        "1x4x1-torch-zero1-interleaved_zero_bubble-block-deep-sgd",
+        "1x4x1-torch-zero2-dualpipev-deep-adamw",
+        "1x2x2-torch-zero2-zbv-gpt-sgd",
     ]
 )
 
