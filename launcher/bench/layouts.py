@@ -9,14 +9,12 @@ against the torch engine on the same layouts of two processes, in turns while bo
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,7 +22,7 @@ from rich.table import Table
 
 from launcher.bench.idle import Naps, layout, measure_idle
 from launcher.bench.measure import compete, worst_difference
-from launcher.bench.show import new_table
+from launcher.bench.show import new_table, write_figures
 from launcher.bench.stepper import VOCABULARY
 from launcher.bench.world import RANKS, World
 from launcher.check import check_layout
@@ -195,11 +193,7 @@ def main(arguments: list[str]) -> int:
     pipelines = _degrees(flags.pipelines)
     figures = run(recipe, naps, rounds=flags.rounds, steps=flags.steps, pipelines=pipelines)
     show(figures)
-    text = json.dumps(figures, indent=1)
-    if flags.json == "-":
-        print(text)
-    elif flags.json:
-        Path(flags.json).write_text(text + "\n")
+    write_figures(figures, flags.json)
     return 0
 
 

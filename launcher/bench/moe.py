@@ -10,20 +10,18 @@ is as wide as a token's experts together; and, on two processes that share the e
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from launcher.bench.show import new_table
+from launcher.bench.show import new_table, write_figures
 from launcher.bench.stepper import VOCABULARY, stepper
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
@@ -236,9 +234,5 @@ def main(arguments: list[str]) -> int:
         overrides.insert(0, "experiment=moe_tiny")
     figures = run(build_recipe(compose_tree(overrides)), rounds=flags.rounds, steps=flags.steps)
     show(figures)
-    text = json.dumps(figures, indent=1)
-    if flags.json == "-":
-        print(text)
-    elif flags.json:
-        Path(flags.json).write_text(text + "\n")
+    write_figures(figures, flags.json)
     return 0

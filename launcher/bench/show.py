@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -32,6 +34,15 @@ def new_table(title: str, *columns: str) -> Table:
     for number, column in enumerate(columns):
         found.add_column(column, justify="left" if number == 0 else "right")
     return found
+
+
+def write_figures(figures: dict[str, Any], place: str | None) -> None:
+    """All figures as JSON to a file, or to the screen where `place` is -."""
+    text = json.dumps(figures, indent=1)
+    if place == "-":
+        print(text)
+    elif place:
+        Path(place).write_text(text + "\n")
 
 
 def _verdict(reached: bool, goal: str) -> str:

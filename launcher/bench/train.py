@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import signal
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from launcher.bench.arena import Arena
@@ -30,7 +28,7 @@ from launcher.bench.measure import (
     memory_figures,
     worst_difference,
 )
-from launcher.bench.show import show
+from launcher.bench.show import show, write_figures
 from launcher.bench.startup import launcher_seconds
 from launcher.bench.turns import Contender
 from launcher.bench.utilisation import measure_utilisation
@@ -146,9 +144,5 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch directory goes, as with Ctrl-C
     figures = run(recipe, rounds=flags.rounds, steps=flags.steps, overrides=overrides)
     show(figures)
-    text = json.dumps(figures, indent=1)
-    if flags.json == "-":
-        print(text)
-    elif flags.json:
-        Path(flags.json).write_text(text + "\n")
+    write_figures(figures, flags.json)
     return 0
