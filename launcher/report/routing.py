@@ -33,15 +33,14 @@ def read_routing(directory: Path) -> list[dict]:
         return []
     lines = [parse_line(line) for line in path.read_text(encoding="utf-8").splitlines()]
     found = {line["step"]: line for line in lines if line and line.get("kind") == "routing" and line.get("layers")}
-    count_of = {len(line["layers"]) for line in found.values()}
+    ordered = [found[step] for step in sorted(found)]
     # phases may change the number of experts: the last kind of model is drawn
-    if len(count_of) > 1 or len({len(line["layers"][0]["load"]) for line in found.values()}) > 1:
-        last = found[max(found)]
-        shape = (len(last["layers"]), len(last["layers"][0]["load"]))
-        found = {
-            step: line for step, line in found.items() if (len(line["layers"]), len(line["layers"][0]["load"])) == shape
-        }
-    return [found[step] for step in sorted(found)]
+    return [line for line in ordered if _shape(line) == _shape(ordered[-1])]
+
+
+def _shape(line: dict) -> tuple[int, int]:
+    """Layers with experts, and experts."""
+    return len(line["layers"]), len(line["layers"][0]["load"])
 
 
 def routing_picture(lines: list[dict], theme: Theme, kind: Literal["png", "svg"]) -> bytes:

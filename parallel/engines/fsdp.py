@@ -102,7 +102,8 @@ class FsdpEngine:
         self.loss = self.layers.loss()
         self.replicas = mesh.config.data_replicas if mesh.config.zero_stage else mesh.config.replicas
         self.stages = stage_count(mesh.config)
-        self.dense, self.expert = self._spreads()
+        self.dense = self._spread(1)
+        self.expert = self._spread(mesh.config.expert) if mesh.config.expert > 1 else self.dense
         self.modules = {stage: self._build_stage(stage) for stage in stages_of(mesh.config, mesh.place.pipeline)}
         compile_blocks((block for module in self.modules.values() for block in module.blocks), mesh.config)
         self.shards = [shard for module in self.modules.values() for shard in self._materialise(module)]
@@ -198,30 +199,18 @@ class FsdpEngine:
 
     # Building -------------------------------------------------------------------------------------------------------
 
-    def _spreads(self) -> tuple[Spread, Spread]:
-        """How dense parameters, and those of experts, lie over this rank's replicas."""
-        config, place = self.mesh.config, self.mesh.place
-        shards = config.replicas // self.replicas
-        ranks = torch.arange(self.mesh.world_size)
-        dense = DeviceMesh(
-            self.device.type,
-            ranks.view(config.pipeline, self.replicas, shards, config.tensor),
-            mesh_dim_names=("pipeline", "replicas", "shards", "tensor"),
-        )
-        names: tuple[str, ...] = ("replicas", "shards") if self.replicas > 1 else ("shards",)
-        whole = Spread(dense[names], self.replicas, place.replica // shards, shards, place.replica % shards, 1.0)
-        if config.expert == 1:
-            return whole, whole
-        replicas = self.replicas if config.zero_stage else config.replicas // config.expert
-        apart = config.replicas // config.expert // replicas
-        experts = DeviceMesh(
-            self.device.type,
-            ranks.view(config.pipeline, replicas, apart, config.expert, config.tensor),
-            mesh_dim_names=("pipeline", "replicas", "shards", "expert", "tensor"),
-        )
-        names = ("replicas", "shards") if replicas > 1 else ("shards",)
-        at = place.expert_data
-        return whole, Spread(experts[names], replicas, at // apart, apart, at % apart, 1 / config.expert)
+    def _spread(self, experts: int) -> Spread:
+        """How parameters lie over this rank's replicas, of which each `experts` neighbours hold others; 1 for dense ones."""
+        config = self.mesh.config
+        held = config.replicas // experts
+        replicas = self.replicas if config.zero_stage else held
+        shards = held // replicas
+        ranks = torch.arange(self.mesh.world_size).view(config.pipeline, replicas, shards, experts, config.tensor)
+        names = ("pipeline", "replicas", "shards", "experts", "tensor")
+        whole = DeviceMesh(self.device.type, ranks, mesh_dim_names=names)
+        mesh = whole["replicas", "shards"] if replicas > 1 else whole["shards"]
+        replica, shard = divmod(self.mesh.place.replica // experts, shards)
+        return Spread(mesh, replicas, replica, shards, shard, 1 / experts)
 
     def _build_stage(self, stage: int) -> Decoder:
         """A stage on the meta device, cut by FSDP2: each layer by itself, what is left with the root."""

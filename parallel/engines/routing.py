@@ -21,14 +21,14 @@ def finish_routing(routing: Routing, model: ModelConfig, mesh: Mesh, *, skipped:
     sums = routing.collect(model.layers, moe.experts, mesh.device)
     if mesh.world_size > 1:
         dist.all_reduce(sums)
+    table = sums.cpu()  # the only time that the step waits for what was counted
     for layer, state in routing.states.items():
-        choices = sums[layer, : moe.experts]
+        choices = table[layer, : moe.experts]
         if skipped or not choices.sum() > 0:
             continue
         # counts are whole numbers in float64, so the comparison is exact and the same at every layout
-        state.bias.add_(moe.bias_rate * torch.sign(choices.sum() - choices * moe.experts).to(state.bias.dtype))
+        state.bias.add_(moe.bias_rate * torch.sign(choices.sum() - choices * moe.experts).to(state.bias))
         state.frequency.copy_(choices / choices.sum())
-    table = sums.cpu()
     return tuple(
         summarise(layer, table[layer], moe.experts) for layer in range(model.layers) if model.has_experts(layer)
     )
