@@ -25,9 +25,10 @@ import tokenizers
 
 from data import baselines
 from data.config import CorpusConfig, DataError, TokenizerConfig
+from data.document import Document
 from data.manifest import FORMAT, MANIFEST, Manifest, Split
 from data.shards import Blocks, ShardWriter
-from data.sources import Document, SourceFile, inventory_hash, list_files
+from data.sources import SourceFile, inventory_hash, list_files
 from data.survey import Progress, Survey, survey, unique_documents
 from data.tokenizers import TOKENIZER_DIRECTORY, Tokenizer, make_tokenizer, read_tokenizer_file
 

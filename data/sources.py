@@ -17,6 +17,7 @@ from typing import Any
 from data import stdlib
 from data.compression import open_bytes
 from data.config import DataError
+from data.document import Document
 
 TEXT_SUFFIXES = frozenset(
     (
@@ -27,16 +28,6 @@ TEXT_SUFFIXES = frozenset(
     )
 )
 """What a directory search takes as plain text, one document a file. A file named outright may end in anything."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """text and where it came from: source as configured, path relative to it, row within the file from 0."""
-
-    text: str
-    source: str
-    path: str
-    row: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from data.config import CorpusConfig, DataError
-from data.sources import Document, SourceFile, read_documents
+from data.document import Document
+from data.sources import SourceFile, read_documents
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, note); done and total are bytes, of files or of text."""
