@@ -73,6 +73,7 @@ def _build(directory: Path, corpus: CorpusConfig, tokenizer: TokenizerConfig, pr
             vocab_size=made.vocab_size,
             eod=made.eod,
             dtype=made.dtype.name,
+            columns={},
             splits=splits,
             baselines=None,
             skipped=found.skipped,

@@ -34,8 +34,8 @@ def describe(path: Path | str) -> str:
             nats = getattr(manifest.baselines, kind)
             lines.append(f"{kind + ' baseline':<17}{nats:.4f} nats/token, {nats * per_byte:.4f} bits/byte")
     blocks = Blocks(path, manifest.splits["validation"], manifest.dtype)
-    meta, end = blocks.meta(0)[0], int(blocks.ends(0)[0]) - 1
+    meta, end = blocks.columns(0, ("source", "path", "bytes")), int(blocks.ends(0)[0]) - 1
     text = load_corpus_tokenizer(path).decode(blocks.tokens(0)[: min(end, _EXCERPT)])
-    lines.append(f"a held-out document: {meta['source']}: {meta['path']}, {meta['bytes']:,} bytes")
+    lines.append(f"a held-out document: {meta['source'][0]}: {meta['path'][0]}, {meta['bytes'][0]:,} bytes")
     lines.extend("    " + line for line in text.splitlines()[:6])
     return "\n".join(lines)

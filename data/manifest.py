@@ -11,40 +11,83 @@ from typing import Any
 
 from data.config import DataError
 
-FORMAT = 1
-"""Version of the corpus format: manifest, shards and their indexes."""
+FORMAT = 2
+"""Version of the corpus format: manifest, shards, their indexes and tables of metadata."""
 
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One tar file and its index.
+class Totals:
+    """documents; tokens, end-of-document tokens included; bytes of UTF-8 text."""
 
-    file, size, sha256: name within the corpus, bytes, checksum. index_file, index_sha256: the same of its index.
-    blocks, documents, tokens: what it holds, end-of-document tokens included; bytes: UTF-8 bytes of the text.
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(self.documents + other.documents, self.tokens + other.tokens, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file, its index and the table of its documents' metadata.
+
+    file, size, sha256: name within the corpus, bytes, checksum; with index_ and meta_ the same of index and table.
+    blocks: how many it holds. sources: what it holds of each source.
     """
 
     file: str
     size: int
     sha256: str
     index_file: str
+    index_size: int
     index_sha256: str
+    meta_file: str
+    meta_size: int
+    meta_sha256: str
     blocks: int
-    documents: int
-    tokens: int
-    bytes: int
+    sources: dict[str, Totals]
+
+    @property
+    def totals(self) -> Totals:
+        return sum(self.sources.values(), Totals())
+
+    @property
+    def documents(self) -> int:
+        return self.totals.documents
+
+    @property
+    def tokens(self) -> int:
+        return self.totals.tokens
+
+    @property
+    def bytes(self) -> int:
+        return self.totals.bytes
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Shard:
+        return cls(**{**body, "sources": {name: Totals(**totals) for name, totals in body["sources"].items()}})
 
 
 @dataclass(frozen=True)
 class Split:
-    """The shards of `train` or `validation`, and their totals (units as in Shard)."""
+    """The shards of `train` or `validation`, and their totals (units as in Totals)."""
 
     shards: tuple[Shard, ...]
 
     @property
     def blocks(self) -> int:
         return sum(shard.blocks for shard in self.shards)
+
+    @property
+    def sources(self) -> dict[str, Totals]:
+        """What the split holds of each source, by name."""
+        found: dict[str, Totals] = {}
+        for shard in self.shards:
+            for name, totals in shard.sources.items():
+                found[name] = found.get(name, Totals()) + totals
+        return found
 
     @property
     def documents(self) -> int:
@@ -78,7 +121,8 @@ class Manifest:
     """Everything about a corpus but its tokens.
 
     spec: the options and inputs that decided the contents; a build with an equal spec reuses the corpus.
-    dtype: how tokens are stored, `uint16` or `uint32`. skipped: documents left out, by reason.
+    dtype: how tokens are stored, `uint16` or `uint32`. columns: types of the metadata columns that documents have beside
+    those of every corpus (`data.metadata`). skipped: documents left out, by reason.
     provenance: versions of what made it. Holds no date and no absolute path: the same text gives the same bytes.
     """
 
@@ -89,6 +133,7 @@ class Manifest:
     vocab_size: int
     eod: int
     dtype: str
+    columns: dict[str, str]
     splits: dict[str, Split]
     baselines: Baselines | None
     skipped: dict[str, int]
@@ -118,12 +163,16 @@ class Manifest:
             ) from error
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); delete {directory} and build it again") from error
-        if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
-            raise DataError(f"{path}: not of corpus format {FORMAT}; delete {directory} and build it again")
+        found = body.pop("format", None) if isinstance(body, dict) else None
+        if found != FORMAT:
+            raise DataError(
+                f"{path}: of corpus format {found}, this version reads format {FORMAT}; delete {directory} and build it "
+                "again (`triaxis data build`)"
+            )
         if body.pop("checksum", None) != _digest(body):
             raise DataError(f"{path}: was changed after it was written; delete {directory} and build it again")
         splits = {
-            name: Split(tuple(Shard(**shard) for shard in split["shards"]))
+            name: Split(tuple(Shard.from_json(shard) for shard in split["shards"]))
             for name, split in body.pop("splits").items()
         }
         baselines = body.pop("baselines")

@@ -55,13 +55,15 @@ def test_shards_hold_every_document_once(byte_corpus, documents):
 def test_metadata_tells_where_each_document_came_from(byte_corpus, text_directory):
     manifest = Manifest.load(byte_corpus)
     blocks = Blocks(byte_corpus, manifest.splits["train"], manifest.dtype)
-    for block in range(len(blocks)):
-        ends = blocks.ends(block)
-        for meta, end, begin in zip(blocks.meta(block), ends, [0, *ends], strict=False):
-            assert meta["source"] == str(text_directory)
-            text = (text_directory / meta["path"]).read_bytes()
-            assert meta["bytes"] == len(text) == end - begin - 1
-            assert blocks.tokens(block)[begin : end - 1].astype(np.uint8).tobytes() == text
+    stored = (doc for block in range(len(blocks)) for doc in np.split(blocks.tokens(block), blocks.ends(block))[:-1])
+    for number in range(len(manifest.splits["train"].shards)):
+        rows = blocks.columns(number, ("source", "path", "row", "bytes", "tokens"))
+        for path, size, count, document in zip(rows["path"], rows["bytes"], rows["tokens"], stored, strict=False):
+            text = (text_directory / path).read_bytes()
+            assert size == len(text) == count - 1 == len(document) - 1
+            assert document[:-1].astype(np.uint8).tobytes() == text
+        assert set(rows["source"]) == {str(text_directory)} and not rows["row"].any()
+    assert next(stored, None) is None
 
 
 def test_webdataset_reads_the_shards(byte_corpus):
@@ -71,12 +73,11 @@ def test_webdataset_reads_the_shards(byte_corpus):
     blocks = Blocks(byte_corpus, manifest.splits["train"], manifest.dtype)
     urls = [str(byte_corpus / shard.file) for shard in manifest.splits["train"].shards]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
-    assert [sample["__key__"] for sample in samples] == [f"train-{block:08d}" for block in range(len(blocks))]
+    assert [sample["__key__"] for sample in samples] == [f"train-00000-{block:08d}" for block in range(len(blocks))]
     for block, sample in enumerate(samples):
         assert sample["tokens.npy"].dtype == np.uint16
         assert np.array_equal(sample["tokens.npy"], blocks.tokens(block))
         assert np.array_equal(sample["ends.npy"], blocks.ends(block))
-        assert sample["meta.json"] == blocks.meta(block)
 
 
 def test_same_bytes_with_any_number_of_workers(tmp_path, build_small, monkeypatch):

@@ -188,7 +188,7 @@ def test_no_such_split(byte_corpus):
 
 
 def test_missing_parts_are_named(corpus_copy):
-    for name in ("train-000001.tar", "train-000002.idx.json"):
+    for name in ("train-00000-0001.tar", "train-00000-0002.idx.json"):
         hidden = (corpus_copy / name).rename(corpus_copy / "hidden")
         with pytest.raises(DataError, match=f"{name}: this part of the corpus is missing"):
             Stream(corpus_copy, "train", 0)
@@ -197,30 +197,30 @@ def test_missing_parts_are_named(corpus_copy):
 
 
 def test_truncated_shard_is_named(corpus_copy, build_small):
-    shard = corpus_copy / "train-000001.tar"
+    shard = corpus_copy / "train-00000-0001.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(DataError, match=r"train-000001.tar: \d+ bytes, but the manifest says"):
+    with pytest.raises(DataError, match=r"train-00000-0001.tar: \d+ bytes, but the manifest says"):
         Stream(corpus_copy, "train", 0)
-    with pytest.raises(DataError, match="train-000001.tar"):
+    with pytest.raises(DataError, match="train-00000-0001.tar"):
         build_small(corpus_copy)
 
 
 def test_one_flipped_bit_is_found_by_verify(corpus_copy):
     Stream(corpus_copy, "train", 0).verify()
-    shard = corpus_copy / "train-000002.tar"
+    shard = corpus_copy / "train-00000-0002.tar"
     content = bytearray(shard.read_bytes())
     content[5000] ^= 1
     shard.write_bytes(content)
     stream = Stream(corpus_copy, "train", 0)
-    with pytest.raises(DataError, match="train-000002.tar: its checksum"):
+    with pytest.raises(DataError, match="train-00000-0002.tar: its checksum"):
         stream.verify()
     Stream(corpus_copy, "validation", 0).verify()
 
 
 def test_changed_index_is_named(corpus_copy):
-    index = corpus_copy / "train-000000.idx.json"
+    index = corpus_copy / "train-00000-0000.idx.json"
     index.write_text(index.read_text().replace("1", "2", 1))
-    with pytest.raises(DataError, match="train-000000.idx.json: its checksum"):
+    with pytest.raises(DataError, match="train-00000-0000.idx.json: its checksum"):
         Stream(corpus_copy, "train", 0)
 
 
@@ -228,7 +228,7 @@ def test_changed_index_is_named(corpus_copy):
     ("old", "new", "message"),
     [
         ('"eod": 256', '"eod": 255', "was changed"),
-        ('"format": 1', '"format": 9', "format 1"),
+        ('"format": 2', '"format": 9', "format 9, this version reads"),
         ("}\n", "", "cannot be read"),
     ],
 )
