@@ -1,0 +1,256 @@
+"""The protocol of cleaning: small steps over documents, and a tally of what each of them did.
+
+A step is a pure function of the documents it is given. Most decide on each document alone (`Step`), so any process may
+run any part of a corpus. The few that must see all of it (`GlobalStep`: copies, quantiles) take a signature of every
+document, in any process, and decide once over all signatures. Tallies of parts are added in any grouping.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from data.config import DataError
+from data.document import Document
+from data.order import key
+
+SAMPLES_PER_REASON = 4
+"""Dropped documents (or lines) of each reason that a tally shows."""
+
+SAMPLE_CHARACTERS = 400
+"""Of a shown document's text, its beginning."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A document that a step takes out. reason: one of a few fixed texts, counted; detail: what it was in this document."""
+
+    document: Document
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A document that stays with less text. lines: what was taken out of it, each with its reason."""
+
+    document: Document
+    lines: tuple[tuple[str, str], ...]
+
+
+Outcome = Document | Dropped | Trimmed
+
+
+class Step(Protocol):
+    """A step that looks at one document at a time."""
+
+    def __call__(self, documents: Sequence[Document]) -> list[Outcome]:
+        """One outcome a document, in order; the same whatever other documents are in the list."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a global step found over n documents. keep: bool [n]; columns: name -> [n], added to kept documents."""
+
+    keep: np.ndarray
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def part(self, start: int, stop: int) -> Decision:
+        """The decision on documents start … stop - 1."""
+        return Decision(self.keep[start:stop], {name: values[start:stop] for name, values in self.columns.items()})
+
+
+class GlobalStep(Protocol):
+    """A step that must see the whole corpus. reason: why it drops."""
+
+    reason: str
+
+    def signature(self, documents: Sequence[Document]) -> np.ndarray:
+        """[documents, width] of one dtype, a row a function of its document alone; only `decide` knows its meaning."""
+
+    def decide(self, signatures: np.ndarray) -> Decision:
+        """All signatures in document order -> what stays; the same however they were cut into parts."""
+
+
+Scorer = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+"""Texts -> (mean nats a token float64 [texts], nats of the whole text float64 [texts]) under a language model."""
+
+
+@dataclass(frozen=True)
+class Seams:
+    """What steps need that lies outside `data`. scorer: directory of a run -> Scorer; must be picklable."""
+
+    scorer: Callable[[str], Scorer] | None = None
+
+
+class StepConfig(Protocol):
+    """A frozen dataclass of one step's options. `reads` and `writes` name columns."""
+
+    name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]]
+    writes: ClassVar[tuple[str, ...]]
+
+    def make(self, seams: Seams) -> Step | GlobalStep:
+        """The step; DataError where something it needs is missing."""
+
+
+@dataclass(frozen=True, order=True)
+class Sample:
+    """A dropped document or line. draw: the keyed hash by which it was chosen."""
+
+    draw: int
+    reason: str
+    detail: str
+    source: str
+    path: str
+    row: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one step did to some documents; `+` joins tallies of parts, in any grouping and order.
+
+    changed: documents kept with other text. reasons: documents dropped, by reason; lines: lines dropped out of kept
+    documents, by reason. samples: for each reason the few with the smallest keyed hashes of (step, place, text): a fair
+    draw that does not depend on how the corpus was cut into parts.
+    """
+
+    step: str
+    before: int = 0
+    after: int = 0
+    characters_before: int = 0
+    characters_after: int = 0
+    changed: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+
+    def __add__(self, other: Tally) -> Tally:
+        assert self.step == other.step
+        return Tally(
+            self.step,
+            self.before + other.before,
+            self.after + other.after,
+            self.characters_before + other.characters_before,
+            self.characters_after + other.characters_after,
+            self.changed + other.changed,
+            _add(self.reasons, other.reasons),
+            _add(self.lines, other.lines),
+            _fewest({*self.samples, *other.samples}),
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON data, for a manifest."""
+        return asdict(self)
+
+    @classmethod
+    def of_plain(cls, data: Mapping[str, Any]) -> Tally:
+        """The inverse of `plain`."""
+        return cls(**{**data, "samples": tuple(Sample(**sample) for sample in data["samples"])})
+
+
+def tally(step: str, documents: Sequence[Document], outcomes: Sequence[Outcome]) -> Tally:
+    """What a step that gave `outcomes` for `documents` did."""
+    reasons: dict[str, int] = {}
+    lines: dict[str, int] = {}
+    samples: list[Sample] = []
+    after = characters = changed = 0
+    for document, outcome in zip(documents, outcomes, strict=True):
+        if isinstance(outcome, Dropped):
+            reasons[outcome.reason] = reasons.get(outcome.reason, 0) + 1
+            samples.append(_sample(step, document, outcome.reason, outcome.detail, document.text))
+            continue
+        if isinstance(outcome, Trimmed):
+            for reason, line in outcome.lines:
+                lines[reason] = lines.get(reason, 0) + 1
+                samples.append(_sample(step, document, reason, "line", line))
+        text = kept(outcome).text
+        after, characters, changed = after + 1, characters + len(text), changed + (text != document.text)
+    size = sum(len(document.text) for document in documents)
+    reasons, lines = _add(reasons, {}), _add(lines, {})
+    return Tally(step, len(documents), after, size, characters, changed, reasons, lines, _fewest(samples))
+
+
+def kept(outcome: Document | Trimmed) -> Document:
+    """The document of an outcome that is not dropped."""
+    return outcome.document if isinstance(outcome, Trimmed) else outcome
+
+
+def _add(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {reason: one.get(reason, 0) + other.get(reason, 0) for reason in sorted({*one, *other})}
+
+
+def _sample(step: str, document: Document, reason: str, detail: str, text: str) -> Sample:
+    draw = key("clean sample", step, document.source, document.path, document.row, text)
+    return Sample(draw, reason, detail, document.source, document.path, document.row, text[:SAMPLE_CHARACTERS])
+
+
+def _fewest(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+    """The samples with the smallest hashes of each reason, in order of reason and hash."""
+    found: dict[str, list[Sample]] = {}
+    for sample in sorted(set(samples)):
+        of_reason = found.setdefault(sample.reason, [])
+        if len(of_reason) < SAMPLES_PER_REASON:
+            of_reason.append(sample)
+    return tuple(sample for reason in sorted(found) for sample in found[reason])
+
+
+def configure(known: Mapping[str, type], options: Any, where: str) -> Any:
+    """A step's config from `{step: name, option: value, …}`; where: the dotted option for messages.
+
+    DataError for a step or an option that is not known (with the nearest that is), a missing one, and a wrong type.
+    """
+    if not isinstance(options, Mapping) or not isinstance(options.get("step"), str):
+        raise DataError(f"{where} = {options!r}: it must be a step and its options, such as {{step: signals}}")
+    name = options["step"]
+    if name not in known:
+        raise DataError(f"{where}.step = {name!r}: no such step{_nearest(name, known)}")
+    kind, values = known[name], {}
+    hints = typing.get_type_hints(kind)
+    defaults = {item.name: item.default for item in fields(kind)}
+    for option, value in options.items():
+        if option == "step":
+            continue
+        if option not in defaults:
+            raise DataError(f"{where}.{option} = {value!r}: step {name} has no such option{_nearest(option, defaults)}")
+        values[option] = _typed(hints[option], value, f"{where}.{option}")
+    for option, default in defaults.items():
+        if default is MISSING and option not in values:
+            raise DataError(f"{where}.{option} is missing: step {name} needs it")
+    try:
+        return kind(**values)
+    except DataError as error:
+        raise DataError(f"{where}.{error}") from None
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """`value` as kind, which is bool, int, float, str or a tuple of one of these; 1e6 and 1_000 serve as numbers."""
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise DataError(f"{where} = {value!r}: it must be a list")
+        inner = typing.get_args(kind)[0]
+        return tuple(_typed(inner, entry, f"{where}[{place}]") for place, entry in enumerate(value))
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str):
+        return value
+    if kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(str(value).replace("_", ""))
+        except ValueError:
+            number = float("nan")
+        if np.isfinite(number) and (kind is float or number == int(number)):
+            return kind(number)
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    raise DataError(f"{where} = {value!r}: it must be {names[kind]}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(sorted(known)) or 'none'}"
