@@ -19,6 +19,11 @@ class DataError(ValueError):
     """A mistake that a person can repair: one message with the option, its value, the limit and the cure."""
 
 
+def _at_least(option: str, value: Any, limit: int) -> None:
+    if value < limit:
+        raise DataError(f"{option} = {value}: it must be at least {limit}")
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Which tokenizer turns text into tokens."""
@@ -124,27 +129,209 @@ class CorpusConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """What a run reads."""
+class SourceConfig:
+    """One part of a mixture."""
 
     path: str
-    """Directory of a built corpus, the one with manifest.json."""
+    """Directory of a built corpus."""
 
-    span_tokens: int = 2048
-    """Training text is shuffled in spans of this many consecutive tokens, so that a batch mixes many documents. Best is
-    the longest sequence length of the run: a multiple of the sequence length keeps every sequence within one span, and
-    small batches want short spans. 0 = documents stay whole and follow one another."""
+    name: str = ""
+    """What logs and pictures call it; empty: the corpus's name."""
+
+    weight: float = 0.0
+    """Share of the tokens, relative to the other sources; 0 for all of them: shares follow their sizes (see
+    data.temperature)."""
+
+    weights: tuple[tuple[float, ...], ...] = ()
+    """Instead of `weight`, one that moves: [[tokens of the phase, weight], ...], linear between and constant after."""
+
+    tokens: int = 0
+    """Budget: the source gives this many tokens to the phase and no more; its weight is its budget."""
+
+    epochs: float = 0.0
+    """The run reads the source at most this many times; 0: as often as it takes."""
+
+    where: str = ""
+    """Only documents whose metadata passes, e.g. `language == "en" and words > 50`; columns: `triaxis data stats`."""
+
+    ordering: str = ""
+    """Documents in the order of this index (`triaxis data order`) instead of as stored."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise DataError("data.sources: a source has no path; name the directory of a built corpus")
+        for option in ("weight", "tokens", "epochs"):
+            _at_least(f"data.sources: {option} of {self.path}", getattr(self, option), 0)
+        given = [option for option in ("weight", "weights", "tokens") if getattr(self, option)]
+        if len(given) > 1:
+            raise DataError(f"data.sources: {self.path} has {' and '.join(given)}; keep one of them")
+        knots = [knot[0] for knot in self.weights if len(knot) == 2 and knot[0] >= 0 and knot[1] >= 0]
+        if len(knots) != len(self.weights) or sorted(set(knots)) != knots or (knots and knots[0] != 0):
+            raise DataError(
+                f"data.sources: weights = {[list(knot) for knot in self.weights]} of {self.path}: it must be a list of "
+                "[tokens, weight] that begins at 0 tokens and ascends, e.g. [[0, 0.8], [1000000, 0.2]]"
+            )
+
+
+CURRICULA = ("natural", "uniform", "grow_linear", "grow_p2", "grow_p100", "shrink_p2", "shrink_p100")
+"""Odds of bucket i of n (from the shortest): natural by tokens; uniform 1; grow_linear n - i; grow_p2 2^(n-1-i); grow_p100
+100^(n-1-i); shrink the other way round (table 3 of arXiv 2405.13226)."""
+
+
+@dataclass(frozen=True)
+class BucketsConfig:
+    """Batches of several sequence lengths, each row from one document, batch x length constant (arXiv 2405.13226)."""
+
+    lengths: tuple[int, ...] = ()
+    """Sequence lengths, each twice the one before; none: train.sequence_length for every batch."""
+
+    curriculum: str = "natural"
+    """Which length when: natural, uniform, grow_linear, grow_p2, grow_p100, shrink_p2 or shrink_p100. All but natural draw by
+    odds until a length has given its share of the cycle's tokens."""
+
+    cycles: int = 1
+    """How often the curriculum is gone through in a phase."""
+
+    def __post_init__(self) -> None:
+        if self.curriculum not in CURRICULA:
+            raise DataError(f"data.buckets.curriculum = {self.curriculum}: it must be one of {', '.join(CURRICULA)}")
+        _at_least("data.buckets.cycles", self.cycles, 1)
+        if not self.lengths:
+            for option in ("curriculum", "cycles"):
+                if getattr(self, option) != getattr(type(self), option):
+                    raise DataError(
+                        f"data.buckets.{option} = {getattr(self, option)} has no effect without data.buckets.lengths; set both"
+                    )
+        if any(b != 2 * a for a, b in zip(self.lengths, self.lengths[1:], strict=False)) or min((*self.lengths, 1)) < 1:
+            raise DataError(
+                f"data.buckets.lengths = {list(self.lengths)}: each must be twice the one before, e.g. [64, 128, 256]"
+            )
+        if self.curriculum == "natural" and self.cycles > 1:
+            raise DataError(f"data.buckets.cycles = {self.cycles} has no effect with curriculum natural; set it to 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run reads, and in which order."""
+
+    path: str = ""
+    """Directory of a built corpus, the one with manifest.json; its validation split is what losses are measured on."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """A mixture: [{path: ..., weight: ...}, ...]; none: data.path alone."""
+
+    temperature: float = 1.0
+    """For sources without weights: a source of n tokens weighs n^(1/temperature)."""
+
+    when_spent: str = "refuse"
+    """What happens when a source reaches its `epochs` or `tokens` within a phase: refuse (before anything starts) or
+    renormalise (the others share its weight)."""
+
+    long_tokens: int = 0
+    """Documents of at least this many tokens count as long; 0: no distinction. See long_share."""
+
+    long_share: float = 0.0
+    """Share of each source's tokens that comes from long documents, whatever they are in the corpus: per-source
+    up-sampling of long documents keeps the mixture of sources as it is (arXiv 2402.10171)."""
+
+    where: str = ""
+    """Only documents whose metadata passes, e.g. `language == "en" and words > 50`; for data.path alone."""
+
+    ordering: str = ""
+    """Documents in the order of this index (`triaxis data order`); for data.path alone."""
+
+    packing: str = "cut"
+    """cut: documents one after another, cut at the sequence length; best_fit: no document is cut that fits in a sequence,
+    the rest where they fit best (arXiv 2404.10830); document: one document a sequence."""
+
+    span_tokens: int = 0
+    """Text is cut and shuffled in units of this many tokens. 0: the longest sequence of the run's phases; a multiple of
+    every phase's sequence length, so that phases go on in the text where others stopped."""
+
+    shuffle: str = "global"
+    """global: a keyed permutation of all units; window: so many stretches of the corpus at a time (data.window), for shards
+    that come over a network; none: as stored, for orderings that mean something."""
+
+    window: int = 16
+    """Stretches (shards, where they are large) that are open at once with shuffle=window."""
+
+    buckets: BucketsConfig = BucketsConfig()
+    """Batches of several sequence lengths."""
+
+    skip: tuple[tuple[int, ...], ...] = ()
+    """Ranges of the line of tokens to pass over, [[begin, end], ...], as `triaxis data replay` prints them: after a spike of
+    the loss. Part of a run's state: what was read before cannot be skipped any more."""
 
     prefetch: int = 4
     """Batches prepared ahead of the training step by a background thread; 0 = prepared when asked for."""
 
     def __post_init__(self) -> None:
-        if not self.path:
+        if not self.path and not self.sources:
             raise DataError("data.path is empty: name the directory of a corpus (`triaxis data build` makes one)")
-        _at_least("data.span_tokens", self.span_tokens, 0)
-        _at_least("data.prefetch", self.prefetch, 0)
+        for option, choices in (
+            ("packing", ("cut", "best_fit", "document")),
+            ("shuffle", ("global", "window", "none")),
+            ("when_spent", ("refuse", "renormalise")),
+        ):
+            if getattr(self, option) not in choices:
+                raise DataError(f"data.{option} = {getattr(self, option)}: it must be one of {', '.join(choices)}")
+        for option in ("span_tokens", "prefetch", "long_tokens"):
+            _at_least(f"data.{option}", getattr(self, option), 0)
+        _at_least("data.window", self.window, 1)
+        self._refuse_without_effect()
+        if not self.temperature > 0:
+            raise DataError(
+                f"data.temperature = {self.temperature}: it must be above 0; 1 is by size, more is more even"
+            )
+        if not 0 <= self.long_share < 1:
+            raise DataError(f"data.long_share = {self.long_share}: it must be at least 0 and below 1")
+        weighed = [bool(source.weight or source.weights or source.tokens) for source in self.sources]
+        if any(weighed) and not all(weighed):
+            poor = self.sources[weighed.index(False)].path
+            raise DataError(f"data.sources: {poor} has no weight and others have; give every source a weight, or none")
+        if len({bool(source.tokens) for source in self.sources}) > 1:
+            raise DataError("data.sources: some have `tokens` and some a weight; use one kind for all")
+        names = [(source.path, source.name, source.where, source.ordering) for source in self.sources]
+        if len(set(names)) < len(names):
+            raise DataError("data.sources: two are the same (path, name, where, ordering); add their weights up")
+        ends = [0]
+        for place in self.skip:
+            if len(place) != 2 or not ends[-1] <= place[0] < place[1]:
+                raise DataError(
+                    f"data.skip = {[list(place) for place in self.skip]}: it must be ascending ranges [begin, end] that do not "
+                    "overlap"
+                )
+            ends.append(place[1])
 
+    def _refuse_without_effect(self) -> None:
+        def refuse(option: str, reason: str) -> None:
+            if getattr(self, option) != getattr(DataConfig, option):
+                raise DataError(f"data.{option} = {getattr(self, option)} has no effect {reason}; leave it out")
 
-def _at_least(option: str, value: Any, limit: int) -> None:
-    if value < limit:
-        raise DataError(f"{option} = {value}: it must be at least {limit}")
+        if self.sources:
+            for option in ("where", "ordering"):
+                refuse(option, "with data.sources: say it of a source")
+        else:
+            refuse("when_spent", "without data.sources")
+        if not self.sources or any(source.weight or source.weights or source.tokens for source in self.sources):
+            refuse("temperature", "unless data.sources are given without weights")
+        if self.shuffle != "window":
+            refuse("window", "unless data.shuffle=window")
+        if bool(self.long_tokens) != bool(self.long_share):
+            raise DataError(
+                f"data.long_tokens = {self.long_tokens} and data.long_share = {self.long_share}: one has no effect without the "
+                "other; set both"
+            )
+        if self.buckets.lengths:
+            refuse("packing", "with data.buckets: each row is a piece of one document")
+            refuse("span_tokens", "with data.buckets")
+
+    @property
+    def parts(self) -> tuple[SourceConfig, ...]:
+        """The sources, data.path alone being one of its own."""
+        return self.sources or (SourceConfig(self.path, where=self.where, ordering=self.ordering),)
+
+    @property
+    def home(self) -> str:
+        """The corpus whose tokenizer, vocabulary and baselines the run goes by."""
+        return self.path or self.sources[0].path

@@ -6,10 +6,11 @@ Nothing here uses numpy's random generators, whose streams may change between re
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 
 import numpy as np
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 """Raised with any change here or in `data.stream` that changes a sequence; part of a stream's fingerprint."""
 
 _ROUNDS = 6
@@ -63,3 +64,70 @@ class Bijection:
         for seed in self._keys:
             left, right = right, left ^ (mix(right, seed) & self._mask)
         return (left << half) | right
+
+
+class UnitOrder:
+    """The order in which an epoch visits the units of a source.
+
+    cells: int64 [cells], units of each cell (a stretch of the corpus). shuffle:
+    `global`: a keyed permutation of all units, evaluated point by point;
+    `window`: cells in a keyed order, `window` of them at a time, the units of those in a keyed order: whoever reads on
+    needs no more than that many cells at hand;
+    `none`: as stored.
+    Memory is O(cells). Units are numbered as stored.
+    """
+
+    def __init__(self, cells: np.ndarray, shuffle: str, window: int, seed: int) -> None:
+        self._cells, self._shuffle, self._window, self._seed = cells, shuffle, window, seed
+        self._stored = _starts_of(cells)
+        self.units = int(self._stored[-1])
+        self._bijections: OrderedDict[tuple[int, int], Bijection] = OrderedDict()
+        self._visits: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    def __call__(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Units at positions [0, units) of an epoch, int64 [n] to int64 [n]."""
+        if self._shuffle == "none":
+            return positions
+        if self._shuffle == "global":
+            return self._bijection(epoch, 0, self.units)(positions)
+        cells, starts = self._visit(epoch)
+        group = (np.searchsorted(starts, positions, side="right") - 1) // self._window
+        out = np.empty(len(positions), np.int64)
+        for number in np.unique(group):
+            rows = np.flatnonzero(group == number)
+            low, high = number * self._window, min((number + 1) * self._window, len(cells))
+            begin, size = int(starts[low]), int(starts[high] - starts[low])
+            moved = begin + self._bijection(epoch, int(number), size)(positions[rows] - begin)
+            visit = np.searchsorted(starts, moved, side="right") - 1
+            out[rows] = self._stored[cells[visit]] + moved - starts[visit]
+        return out
+
+    def cells_at(self, epoch: int, position: int) -> list[int]:
+        """Cells that the window at a position reads and, after them, those of the next; for reading ahead."""
+        if self._shuffle != "window":
+            return []
+        cells, starts = self._visit(epoch)
+        low = (int(np.searchsorted(starts, position, side="right")) - 1) // self._window * self._window
+        return cells[low : low + 2 * self._window].tolist()
+
+    def _visit(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(cells in the order of an epoch, where each begins among the epoch's positions)."""
+        if epoch not in self._visits:
+            cells = permutation(len(self._cells), key("cells", self._seed, epoch))
+            cells = cells[self._cells[cells] > 0]
+            self._visits[epoch] = (cells, _starts_of(self._cells[cells]))
+            if len(self._visits) > 2:
+                self._visits.popitem(last=False)
+        return self._visits[epoch]
+
+    def _bijection(self, epoch: int, group: int, size: int) -> Bijection:
+        name = (epoch, group)
+        if name not in self._bijections:
+            self._bijections[name] = Bijection(size, key("units", self._seed, epoch, group))
+            if len(self._bijections) > 16:
+                self._bijections.popitem(last=False)
+        return self._bijections[name]
+
+
+def _starts_of(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])

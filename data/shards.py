@@ -25,6 +25,7 @@ import io
 import json
 import os
 import tarfile
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -250,6 +251,49 @@ class Blocks:
         else:
             self._maps.move_to_end(number)
         return mapped[offset : offset + size]
+
+
+class MappedShard:
+    """One shard as a line of tokens, straight from the mapped tar file.
+
+    Opening checks that shard and index are there with their recorded size and checksum.
+    """
+
+    def __init__(self, directory: Path, shard: Shard, dtype: str) -> None:
+        index = _read_index(directory, shard)
+        kind = np.dtype(dtype)
+        if index["dtype"] != kind.name:
+            raise DataError(
+                f"{directory / shard.index_file}: its tokens are {index['dtype']}, the manifest's {kind.name}; copy the corpus "
+                f"again, or delete {directory} and build it again"
+            )
+        self._bytes = np.memmap(directory / shard.file, np.uint8, "r").view(np.ndarray)
+        self._tokens = self._bytes[: len(self._bytes) // kind.itemsize * kind.itemsize].view(kind)
+        counts = np.asarray(index["tokens"], np.int64)
+        ends = np.cumsum(counts)
+        # Payloads lie at multiples of 64 bytes, so token t of block b is item t + shift[b] of the whole file.
+        self._shift: list[int] = (np.asarray(index["tokens_offset"]) // kind.itemsize - (ends - counts)).tolist()
+        self._block_ends: list[int] = ends.tolist()
+        self._ends_offset, self._documents = index["ends_offset"], index["documents"]
+
+    def read(self, start: int, out: np.ndarray) -> int:
+        """Tokens from `start` on into int64 `out`; how many there were, fewer than asked at the shard's end."""
+        ends, shift, filled, wanted = self._block_ends, self._shift, 0, len(out)
+        block = bisect_right(ends, start)
+        while filled < wanted and block < len(ends):
+            place = start + filled
+            size = min(wanted - filled, ends[block] - place)
+            out[filled : filled + size] = self._tokens[place + shift[block] : place + shift[block] + size]
+            filled, block = filled + size, block + 1
+        return filled
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, int64 [documents]."""
+        blocks = [
+            self._bytes[offset : offset + 8 * count].view(np.int64)
+            for offset, count in zip(self._ends_offset, self._documents, strict=True)
+        ]
+        return np.concatenate([np.diff(ends, prepend=0) for ends in blocks] or [np.zeros(0, np.int64)])
 
 
 def _read_index(directory: Path, shard: Shard) -> dict[str, Any]:

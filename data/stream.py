@@ -1,15 +1,12 @@
-"""The corpus as one endless sequence of tokens, readable at any place: a function of (seed, position) and nothing else.
+"""The stream: which tokens stand at which place of a run's data, as a function of (corpora, recipe, seed, place) alone.
 
-Epoch e puts the blocks of the split, and the documents within each block, in a pseudo-random order keyed by (seed, e),
-one document after another, each ending with `eod`. That text is cut into spans of `span_tokens` and the spans are put
-in a keyed order of their own: documents are often longer than a batch, and without spans a batch would be one text.
-Measured over 160 steps of 8,192 tokens of the stdlib corpus, sequences of 256, the same small model: validation loss
-4.86 with spans of 256, 5.24 with 2,048; without spans 5.70, and 5.57 with another seed.
-Every token comes once an epoch. Memory is O(blocks): about 60 bytes each, 1 MB for a billion tokens.
+Places count tokens to be predicted, from 0. The line of places is cut in units of `unit` tokens; unit g is drawn from a
+source by the mixture (`data.mixture`), there it is a unit of an endless sequence (`data.source`), which an order puts
+somewhere in the corpus (`data.order`). All of it is arithmetic, so a place far away costs what the first one costs,
+and a place is all the state there is: a run that reads on from it reads the same at any number of processes, at any
+batch size, whatever was prepared ahead.
 
-A position in the sequence is all the state there is. A run that reads on from a position reads the same tokens on any
-number of processes, at any batch size, whatever was prepared ahead. Borders of documents are where `eod` is; borders
-of spans are at the multiples of `span_tokens` within an epoch (the last, shorter span stays last).
+Skipped ranges are passed over: place p of the run is place p + (what was skipped before it) of the line.
 """
 
 from __future__ import annotations
@@ -17,205 +14,199 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from data.config import DataConfig, DataError
-from data.manifest import Manifest
-from data.order import ORDER_VERSION, Bijection, key, permutation
+from data.mixture import Mixture
 from data.prefetch import Prefetcher
-from data.shards import Blocks, verify_split
+from data.source import Piece, Source
 
-__all__ = ["Prefetcher", "Stream", "hash_of"]
+__all__ = ["BucketStream", "Prefetcher", "Samples", "Stream", "TokenStream", "hash_of"]
 
-_EPOCHS_CACHED = 4
-_LAYOUTS_CACHED = 1 << 12
+_CHUNK = 256
+_CHUNKS_CACHED = 64
+
+Skips = tuple[tuple[int, int], ...]
+"""Ranges [begin, end) of the line that are passed over, in tokens, ascending and apart."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Rows as packed. tokens: int64 [R, S + 1], row r predicts tokens[r, 1:] from tokens[r, :-1]; weights: float32 [R, S],
+    how much each of them counts; sources: int64 [R], number of the source of each row."""
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    sources: np.ndarray
+
+
+class TokenStream(Protocol):
+    """What a run reads. fingerprint: hash of all that decides the sequence, but for what is skipped."""
+
+    sources: list[Source]
+    fingerprint: str
+    skips: Skips
+
+    def length_at(self, place: int, length: int) -> int:
+        """Targets of the rows of the batch that begins at a place; `length` is what the recipe says."""
+
+    def rows(self, places: np.ndarray, length: int) -> Samples:
+        """Rows of `length` targets that begin at these places, int64 [R], multiples of `length`."""
+
+    def consumed(self, place: int) -> list[int]:
+        """Tokens of each source before a place, those of earlier phases and of skipped ranges included."""
+
+    def pieces(self, place: int, length: int) -> tuple[int, list[Piece]]:
+        """(source, which tokens of its corpus a row predicts)."""
 
 
 class Stream:
-    """An endless sequence over one split of a corpus.
+    """Units of one size from one source or a mixture of several.
 
-    path: directory of the corpus. split: `train` or `validation`. seed: decides the order.
-    ordered: plain order, the same every epoch, no spans (for validation). span_tokens: see the module; 0 = no spans.
-    tokens_per_epoch: tokens of the split. bytes_per_token: UTF-8 bytes of its text for each of them.
-    vocab_size, eod: of the tokenizer. fingerprint: hash of everything that decides the sequence; two streams with one
-    fingerprint are equal everywhere.
-
-    Opening checks the manifest and that every shard is there with the right size; DataError names what is not.
+    mixture: None for a single source. begin: tokens of each source that earlier phases used; a mixture goes on with the
+    next whole unit. skips: see the module.
     Methods may be called from several threads.
     """
 
     def __init__(
-        self,
-        path: Path | str,
-        split: str,
-        seed: int,
-        *,
-        ordered: bool = False,
-        span_tokens: int = DataConfig.span_tokens,
+        self, sources: Sequence[Source], mixture: Mixture | None = None, *, begin: Sequence[int] = (), skips: Skips = ()
     ) -> None:
-        self.path, self.split, self.seed, self.ordered = Path(path), split, seed, ordered
-        self.span_tokens = 0 if ordered else span_tokens
-        self.manifest = Manifest.load(self.path)
-        if split not in self.manifest.splits:
-            raise DataError(f"{path}: no split {split!r}; it has {', '.join(self.manifest.splits)}")
-        found = self.manifest.splits[split]
-        self._blocks = Blocks(self.path, found, self.manifest.dtype)
-        self.tokens_per_epoch: int = found.tokens
-        self.bytes_per_token: float = found.bytes / found.tokens
-        self.vocab_size: int = self.manifest.vocab_size
-        self.eod: int = self.manifest.eod
-        parts = (self.manifest.fingerprint, split, "ordered" if ordered else seed, self.span_tokens, ORDER_VERSION)
-        self.fingerprint: str = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        self._layouts: OrderedDict[tuple[int, int], _Layout] = OrderedDict()
+        assert sources and len({source.size for source in sources}) == 1
+        assert mixture is not None or len(sources) == 1
+        self.sources, self.mixture, self.unit, self.skips = list(sources), mixture, sources[0].size, skips
+        self._begin = np.array(begin or [0] * len(sources), np.int64)
+        self._units = -(-self._begin // self.unit)
+        self._offset = int(self._begin[0]) if mixture is None else 0
+        parts = [
+            *(source.fingerprint for source in sources),
+            mixture.fingerprint if mixture else "",
+            self._begin.tolist(),
+        ]
+        self.fingerprint: str = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+        self._chunks: OrderedDict[int, list[tuple[int, tuple[int, ...]]]] = OrderedDict()
         self._lock = threading.RLock()
 
-    def tokens(self, start: int, count: int) -> np.ndarray:
-        """Tokens [start, start + count) of the endless sequence, int64 [count]; start ≥ 0 may be in any epoch."""
-        assert start >= 0 and count >= 0
-        out = np.empty(count, np.int64)
-        filled = 0
+    def length_at(self, place: int, length: int) -> int:
+        return length
+
+    def rows(self, places: np.ndarray, length: int) -> Samples:
+        assert self.unit % length == 0, (self.unit, length)
+        out = np.empty((len(places), length + 1), np.int64)
+        weights = np.ones((len(places), length), np.float32)
+        chosen = np.empty(len(places), np.int64)
+        units, within = np.divmod(past_skips(places, self.skips) + self._offset, self.unit)
         with self._lock:
-            while filled < count:
-                number, offset = divmod(start + filled, self.tokens_per_epoch)
-                size = min(count - filled, self.tokens_per_epoch - offset)
-                self._read_epoch(self._epoch(number), offset, out[filled : filled + size])
-                filled += size
-        return out
+            for row, (unit, offset) in enumerate(zip(units.tolist(), within.tolist(), strict=True)):
+                number, place = self._locate(unit)
+                chosen[row] = number
+                self.sources[number].layout.fill(place, offset, out[row], weights[row])
+        return Samples(out, weights, chosen)
 
-    def batch(self, start_token: int, sequences: int, sequence_length: int) -> np.ndarray:
-        """Sequences of S = sequence_length tokens and the one to predict after them, int64 [sequences, S + 1].
+    def batch(self, place: int, rows: int, length: int) -> Samples:
+        """Rows one after another from a place on."""
+        return self.rows(place + np.arange(rows, dtype=np.int64) * length, length)
 
-        Row j begins with tokens [start_token + j·S, start_token + (j+1)·S) of the endless sequence; its last entry is
-        the token that follows in the text, which at the end of a span is not the next of the sequence.
-        """
-        assert sequences > 0 and sequence_length > 0
-        out = np.empty((sequences, sequence_length + 1), np.int64)
-        body = self.tokens(start_token, sequences * sequence_length)
-        out[:, :-1] = body.reshape(sequences, sequence_length)
-        out[:-1, -1] = out[1:, 0]
-        last = start_token + np.arange(1, sequences + 1) * sequence_length - 1
-        rows = np.flatnonzero(self._ends_span(last) | (np.arange(sequences) == sequences - 1))
-        out[rows, -1] = self._following(last[rows])
-        return out
+    def consumed(self, place: int) -> list[int]:
+        line = past_skips_one(place, self.skips)
+        if self.mixture is None:
+            return [line + self._offset]
+        counts = self.mixture.counts(-(-line // self.unit))
+        return [(before + count) * self.unit for before, count in zip(self._units.tolist(), counts, strict=True)]
 
-    def verify(self) -> None:
-        """Reads every shard of the split and compares checksums; DataError names the first that differs."""
-        verify_split(self.path, self.manifest.splits[self.split])
-
-    def _ends_span(self, positions: np.ndarray) -> np.ndarray:
-        if not self.span_tokens:
-            return np.zeros(len(positions), bool)
-        offsets = positions % self.tokens_per_epoch + 1
-        return (offsets % self.span_tokens == 0) | (offsets == self.tokens_per_epoch)
-
-    def _following(self, positions: np.ndarray) -> np.ndarray:
-        """The tokens after these positions in the text of their epochs; after the last, the first of the next epoch."""
-        out = np.empty(len(positions), np.int64)
-        numbers, offsets = np.divmod(positions, self.tokens_per_epoch)
+    def pieces(self, place: int, length: int) -> tuple[int, list[Piece]]:
+        unit, within = divmod(past_skips_one(place, self.skips) + self._offset, self.unit)
         with self._lock:
-            for number in np.unique(numbers):
-                epoch, rows = self._epoch(int(number)), np.flatnonzero(numbers == number)
-                for row, place in zip(rows, epoch.in_text(offsets[rows]) + 1, strict=True):
-                    if place < self.tokens_per_epoch:
-                        self._read_text(epoch, int(place), out[row : row + 1])
-                    else:
-                        self._read_text(self._epoch(int(number) + 1), 0, out[row : row + 1])
-        return out
+            number, found = self._locate(unit)
+            return number, self.sources[number].layout.pieces(found, within, length)
 
-    def _epoch(self, number: int) -> _Epoch:
-        epoch = self._epochs.get(number)
-        if epoch is None:
-            epoch = _Epoch(self._blocks.tokens_per_block, number, None if self.ordered else self.seed, self.span_tokens)
-            self._epochs[number] = epoch
-            if len(self._epochs) > _EPOCHS_CACHED:
-                self._epochs.popitem(last=False)
-        else:
-            self._epochs.move_to_end(number)
-        return epoch
+    def _locate(self, unit: int) -> tuple[int, tuple[int, ...]]:
+        """(source, place in its layout). Units are looked up by the chunk: arithmetic on arrays costs little a number."""
+        number, within = divmod(unit, _CHUNK)
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            chunk = self._chunks[number] = self._chunk(number)
+            if len(self._chunks) > _CHUNKS_CACHED:
+                self._chunks.popitem(last=False)
+        if within >= len(chunk):
+            assert self.mixture is not None
+            self.mixture.place(np.array([unit]))  # says that it is spent
+        return chunk[within]
 
-    def _read_epoch(self, epoch: _Epoch, offset: int, out: np.ndarray) -> None:
-        """Tokens of the epoch from `offset` on, span by span, into `out`."""
-        if epoch.spans is None:
-            self._read_text(epoch, offset, out)
-            return
-        size = self.span_tokens
-        cuts = [offset, *range((offset // size + 1) * size, offset + len(out), size), offset + len(out)]
-        places = epoch.in_text(np.array(cuts[:-1]))
-        for begin, end, place in zip(cuts, cuts[1:], places, strict=False):
-            self._read_text(epoch, int(place), out[begin - offset : end - offset])
-
-    def _read_text(self, epoch: _Epoch, place: int, out: np.ndarray) -> None:
-        """Tokens of the epoch's text, before spans are shuffled, from `place` on into `out`."""
-        slot = int(np.searchsorted(epoch.starts, place, side="right")) - 1
-        filled = 0
-        while filled < len(out):
-            block, within = int(epoch.order[slot]), place + filled - int(epoch.starts[slot])
-            filled += self._read_block(epoch, block, within, out[filled:])
-            slot += 1
-
-    def _read_block(self, epoch: _Epoch, block: int, within: int, out: np.ndarray) -> int:
-        """Tokens of a block in the epoch's order of documents, from `within` on; returns how many fitted."""
-        tokens = self._blocks.tokens(block)
-        count = min(len(out), len(tokens) - within)
-        if self.ordered:
-            out[:count] = tokens[within : within + count]
-            return count
-        layout = self._layout(epoch, block)
-        document = int(np.searchsorted(layout.ends, within, side="right"))
-        filled = 0
-        while filled < count:
-            left = int(layout.ends[document]) - within - filled
-            size = min(count - filled, left)
-            place = int(layout.stored_ends[document]) - left
-            out[filled : filled + size] = tokens[place : place + size]
-            filled, document = filled + size, document + 1
-        return count
-
-    def _layout(self, epoch: _Epoch, block: int) -> _Layout:
-        name = (epoch.number, block)
-        layout = self._layouts.get(name)
-        if layout is None:
-            ends = self._blocks.ends(block)
-            order = permutation(len(ends), key("documents", self.seed, epoch.number, block))
-            layout = _Layout(np.cumsum(np.diff(ends, prepend=0)[order]), ends[order])
-            self._layouts[name] = layout
-            if len(self._layouts) > _LAYOUTS_CACHED:
-                self._layouts.popitem(last=False)
-        return layout
+    def _chunk(self, number: int) -> list[tuple[int, tuple[int, ...]]]:
+        units = np.arange(number * _CHUNK, (number + 1) * _CHUNK)
+        if self.mixture is None:
+            return [(0, place) for place in self.sources[0].locate(units)]
+        units = units[units < self.mixture.units]
+        sources, indices = self.mixture.place(units)
+        found: list[tuple[int, tuple[int, ...]]] = [(0, ())] * len(units)
+        for source in np.unique(sources).tolist():
+            rows = np.flatnonzero(sources == source)
+            places = self.sources[source].locate(indices[rows] + self._units[source])
+            for row, place in zip(rows.tolist(), places, strict=True):
+                found[row] = (source, place)
+        return found
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Documents of a block in an epoch's order, int64 [documents]: where each ends in that order, and in the shard."""
+class BucketStream:
+    """Batches of rows of several lengths, every row from one document (Dataset Decomposition, arXiv 2405.13226).
 
-    ends: np.ndarray
-    stored_ends: np.ndarray
+    The line is cut in chunks of `chunk` tokens, a batch or a part of one; each chunk is of one bucket, by a mixture of
+    buckets. streams: a stream of each length; chunk: a multiple of every length.
+    """
+
+    def __init__(self, streams: dict[int, Stream], mixture: Mixture, chunk: int, *, skips: Skips = ()) -> None:
+        assert all(chunk % length == 0 for length in streams)
+        self._lengths, self._streams, self._mixture, self._chunk = list(streams), list(streams.values()), mixture, chunk
+        self.skips = skips
+        self.sources = [source for stream in self._streams for source in stream.sources]
+        parts = [*(stream.fingerprint for stream in self._streams), mixture.fingerprint, chunk]
+        self.fingerprint: str = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+    def length_at(self, place: int, length: int) -> int:
+        return self._lengths[self._bucket(place)[0]]
+
+    def rows(self, places: np.ndarray, length: int) -> Samples:
+        bucket, _ = self._bucket(int(places[0]))
+        inner = np.array([self._bucket(place)[1] for place in places.tolist()])
+        found = self._streams[bucket].rows(inner, length)
+        return Samples(found.tokens, found.weights, found.sources + self._first_source(bucket))
+
+    def consumed(self, place: int) -> list[int]:
+        chunks, within = divmod(past_skips_one(place, self.skips), self._chunk)
+        counts = self._mixture.counts(chunks)
+        bucket = self._bucket(place)[0] if within else -1
+        tokens = [count * self._chunk + (within if i == bucket else 0) for i, count in enumerate(counts)]
+        return [used for stream, size in zip(self._streams, tokens, strict=True) for used in stream.consumed(size)]
+
+    def pieces(self, place: int, length: int) -> tuple[int, list[Piece]]:
+        bucket, inner = self._bucket(place)
+        source, found = self._streams[bucket].pieces(inner, length)
+        return source + self._first_source(bucket), found
+
+    def _bucket(self, place: int) -> tuple[int, int]:
+        """(bucket, place within its stream)."""
+        chunk, within = divmod(past_skips_one(place, self.skips), self._chunk)
+        buckets, indices = self._mixture.place(np.array([chunk]))
+        return int(buckets[0]), int(indices[0]) * self._chunk + within
+
+    def _first_source(self, bucket: int) -> int:
+        return sum(len(stream.sources) for stream in self._streams[:bucket])
 
 
-class _Epoch:
-    """The order of one epoch: blocks, where each begins, and spans. seed None = plain order."""
+def past_skips(places: np.ndarray, skips: Skips) -> np.ndarray:
+    """Places of a run as places of the line, int64 [n]: past everything that is skipped before them."""
+    line = places.astype(np.int64)
+    for begin, end in skips:
+        line = line + (line >= begin) * (end - begin)
+    return line
 
-    def __init__(self, tokens_per_block: np.ndarray, number: int, seed: int | None, span_tokens: int) -> None:
-        self.number, self.span_tokens = number, span_tokens
-        blocks = len(tokens_per_block)
-        self.order = np.arange(blocks) if seed is None else permutation(blocks, key("blocks", seed, number))
-        self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(tokens_per_block[self.order])])
-        spans = int(self.starts[-1]) // span_tokens if span_tokens else 0
-        self.spans = Bijection(spans, key("spans", seed, number)) if spans else None
 
-    def in_text(self, offsets: np.ndarray) -> np.ndarray:
-        """Where in the epoch's text the tokens at these offsets of the epoch are, int64 [n] to int64 [n]."""
-        if self.spans is None:
-            return offsets
-        span, within = np.divmod(offsets, self.span_tokens)
-        whole = span < self.spans.size
-        moved = span.copy()
-        moved[whole] = self.spans(span[whole])
-        return moved * self.span_tokens + within
+def past_skips_one(place: int, skips: Skips) -> int:
+    """`past_skips` of one place."""
+    return int(past_skips(np.array([place]), skips)[0])
 
 
 def hash_of(array: np.ndarray) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from data.stream import Prefetcher, Stream, hash_of
+from data.prefetch import Prefetcher
+from data.stream import Samples, Stream, hash_of
 from launcher.config import Recipe
+from launcher.reading import Reading
+from launcher.slots import Slot, Slots
 from models.objectives import OBJECTIVES
 from parallel.engines.base import Batch
 from parallel.mesh import Mesh
@@ -17,7 +21,8 @@ from parallel.mesh import Mesh
 
 @dataclass(frozen=True)
 class Counters:
-    """All of a run's position: what happened so far. tokens and samples count over every phase."""
+    """All of a run's position: what happened so far. tokens and samples count over every phase; phase_tokens is the place
+    in the current phase's stream."""
 
     step: int = 0
     tokens: int = 0
@@ -26,55 +31,78 @@ class Counters:
     skipped_in_a_row: int = 0
     phase: int = 0
     phase_tokens: int = 0
-    stream_tokens: int = 0  # consumed of the current phase's stream
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A batch on its way to the engine. hash: of the whole global batch; drawn: its tokens by source; both on rank 0."""
+
+    batch: Batch
+    slot: Slot
+    hash: str = ""
+    drawn: dict[str, int] = field(default_factory=dict)
 
 
 class TrainBatches:
-    """The training batches of a phase: step i begins at stream token start + i x batch_tokens."""
+    """The training batches of a phase, from where the counters stand."""
 
-    def __init__(self, recipe: Recipe, mesh: Mesh, stream: Stream, counters: Counters, steps: int) -> None:
-        self.recipe, self.mesh, self.stream, self.start = recipe, mesh, stream, counters
+    def __init__(self, recipe: Recipe, mesh: Mesh, reading: Reading, counters: Counters, steps: int) -> None:
+        self.recipe, self.mesh, self.reading, self.stream = recipe, mesh, reading, reading.stream
         self.objective = OBJECTIVES[recipe.objective.name]
+        self._slots = Slots(recipe.train)
+        self._known = [(counters.phase_tokens, counters.samples)]  # place and first sample of each step
         self._prefetcher = Prefetcher(self._make, depth=recipe.data.prefetch, stop=steps)
 
-    def get(self, index: int) -> tuple[Batch, str]:
-        """Batch `index` of this phase's continuation, and on rank 0 the hash of the whole global batch."""
+    def get(self, index: int) -> Fetched:
+        """Batch `index` of this phase's continuation."""
         return self._prefetcher.get(index)
 
     def close(self) -> None:
         """End the background thread."""
         self._prefetcher.close()
 
-    def _make(self, index: int) -> tuple[Batch, str]:
-        train = self.recipe.train
-        first = self.start.stream_tokens + index * train.batch_tokens
-        rows = train.batch_sequences // self.mesh.config.data
-        skip = self.mesh.place.data * rows
-        sample = self.start.samples + index * train.batch_sequences + skip
-        if self.mesh.rank == 0:  # the only rank that reads the whole batch, for its hash
-            whole = self.stream.batch(first, train.batch_sequences, train.sequence_length)
-            return self._batch(whole[skip : skip + rows], sample), hash_of(whole)
-        own = self.stream.batch(first + skip * train.sequence_length, rows, train.sequence_length)
-        return self._batch(own, sample), ""
+    def _slot(self, index: int) -> tuple[Slot, int]:
+        """(batch `index`, global index of its first row)."""
+        while True:
+            place, sample = self._known[min(index, len(self._known) - 1)]
+            length = self.stream.length_at(place, self.recipe.train.sequence_length)
+            slot = Slot(place, self._slots.tokens_at(place) // length, length)
+            if index < len(self._known):
+                return slot, sample
+            self._known.append((place + slot.tokens, sample + slot.rows))
 
-    def _batch(self, samples: np.ndarray, first_sample: int) -> Batch:
-        inputs, targets, weights = self.objective(torch.from_numpy(samples))
-        return Batch(inputs, targets, weights, first_sample)
+    def _make(self, index: int) -> Fetched:
+        slot, sample = self._slot(index)
+        rows = slot.rows // self.mesh.config.data
+        skip = self.mesh.place.data * rows
+        places = slot.place + np.arange(slot.rows, dtype=np.int64) * slot.length
+        if self.mesh.rank:
+            own = self.stream.rows(places[skip : skip + rows], slot.length)
+            return Fetched(self._batch(own, sample + skip), slot)
+        whole = self.stream.rows(places, slot.length)  # rank 0 alone reads all of it, for its hash
+        own = Samples(*(part[skip : skip + rows] for part in (whole.tokens, whole.weights, whole.sources)))
+        counts = Counter(whole.sources.tolist()) if len(self.reading.names) > 1 else {}
+        drawn = {self.reading.names[source]: count * slot.length for source, count in sorted(counts.items())}
+        return Fetched(self._batch(own, sample + skip), slot, hash_of(whole.tokens), drawn)
+
+    def _batch(self, samples: Samples, first_sample: int) -> Batch:
+        inputs, targets, weights = self.objective(torch.from_numpy(samples.tokens))
+        return Batch(inputs, targets, weights * torch.from_numpy(samples.weights), first_sample)
 
 
 def validation_batches(recipe: Recipe, mesh: Mesh, stream: Stream) -> Iterator[Batch]:
-    """The first tokens of the validation split in plain order, the same sequences at every layout.
+    """The first tokens of a validation split in plain order, the same sequences at every layout.
 
     Rows beyond the last sequence, needed to give every data rank whole micro-batches, have weight 0.
     """
-    train, objective = recipe.train, OBJECTIVES[recipe.objective.name]
+    train, objective, source = recipe.train, OBJECTIVES[recipe.objective.name], stream.sources[0]
     length = train.sequence_length
-    tokens = min(train.validation_tokens or stream.tokens_per_epoch, stream.tokens_per_epoch)
-    sequences = max(1, tokens // length)
+    sequences = min(-(-(train.validation_tokens or source.tokens) // length), source.units)
     share = train.micro_batch * mesh.config.data
     for start in range(0, sequences, share):
         first = start + mesh.place.data * train.micro_batch
-        inputs, targets, weights = objective(torch.from_numpy(stream.batch(first * length, train.micro_batch, length)))
-        weights = weights.clone()
+        samples = stream.batch(first * length, train.micro_batch, length)
+        inputs, targets, weights = objective(torch.from_numpy(samples.tokens))
+        weights = weights * torch.from_numpy(samples.weights)
         weights[max(0, sequences - first) :] = 0
         yield Batch(inputs, targets, weights, first)

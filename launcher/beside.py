@@ -49,7 +49,7 @@ def bring(recipe: Recipe, checkpoint: Path, state: Mapping[str, Any], target: Pa
         told = "with its tokenizer" if any("token" in path.name for path in kept.iterdir()) else "no tokenizer"
         return {key: generation[key] for key in IDS if key in generation}, told
     if corpus is None:
-        return {}, f"no tokenizer ({recipe.data.path} has none)" if trained else "no tokenizer (none was imported)"
+        return {}, f"no tokenizer ({recipe.data.home} has none)" if trained else "no tokenizer (none was imported)"
     ids = {"bos_token_id": corpus.eod, "eos_token_id": corpus.eod}
     (target / "tokenizer.json").write_text(corpus.huggingface_json(), encoding="utf-8")
     about = {
@@ -65,14 +65,14 @@ def bring(recipe: Recipe, checkpoint: Path, state: Mapping[str, Any], target: Pa
 
 def _tokenizer_of(recipe: Recipe) -> Tokenizer | None:
     try:
-        return Tokenizer.load(Path(recipe.data.path) / TOKENIZER_DIRECTORY)
+        return Tokenizer.load(Path(recipe.data.home) / TOKENIZER_DIRECTORY)
     except DataError:
         return None
 
 
 def _same(kept: Path, recipe: Recipe) -> bool:
     """Whether the corpus was made with the tokenizer that was carried."""
-    one, other = kept / "tokenizer.json", Path(recipe.data.path) / TOKENIZER_DIRECTORY / "tokenizer.json"
+    one, other = kept / "tokenizer.json", Path(recipe.data.home) / TOKENIZER_DIRECTORY / "tokenizer.json"
     return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from launcher.batches import Counters
-from launcher.check import phases_of
+from launcher.compose import phases_of
 from launcher.config import Recipe
 from launcher.optim.schedule import Schedule
+from launcher.slots import Slots
 
 
 class Budget:
@@ -30,7 +31,7 @@ class Budget:
 
     def steps_of(self, index: int) -> int:
         """Whole batches that a phase takes to spend its budget."""
-        return -(-self.of_phase(index) // self.phases[index].train.batch_tokens)
+        return Slots(self.phases[index].train).steps(0, self.of_phase(index))
 
     @property
     def total_steps(self) -> int:
@@ -44,13 +45,13 @@ class Budget:
         left, tokens = self.total_steps, 0
         for index, phase in enumerate(self.phases):
             steps = min(left, self.steps_of(index))
-            left, tokens = left - steps, tokens + steps * phase.train.batch_tokens
+            left, tokens = left - steps, tokens + Slots(phase.train).place_after(0, steps)
         return tokens
 
     def steps_left(self, counters: Counters) -> int:
         """Steps that the current phase still has."""
-        batch = self.phases[counters.phase].train.batch_tokens
-        steps = -(-(self.of_phase(counters.phase) - counters.phase_tokens) // batch)
+        slots = Slots(self.phases[counters.phase].train)
+        steps = slots.steps(counters.phase_tokens, self.of_phase(counters.phase))
         return max(0, min(steps, self.total_steps - counters.step))
 
     def spent(self, counters: Counters) -> bool:

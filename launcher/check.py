@@ -6,17 +6,15 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from data.corpus import Corpus
 from data.manifest import Manifest
-from data.shards import Blocks
+from data.plan import Progress
 from data.tokenizers import load_corpus_tokenizer
-from launcher.compose import phase_recipe
+from launcher.compose import phases_of
 from launcher.config import Recipe, RecipeError
+from launcher.reading import epoch_tokens, longest_sequence, phase_stream
+from launcher.slots import Slots, lengths_of
 from parallel.check import check_engine, check_micro_batches, check_model, choose_engine, resolve_world
-
-
-def phases_of(recipe: Recipe) -> list[Recipe]:
-    """The recipe of every phase; one plain recipe is its own only phase."""
-    return [phase_recipe(recipe, index) for index in range(len(recipe.phases))] or [recipe]
 
 
 def with_vocabulary(recipe: Recipe, size: int, end: int = 0) -> Recipe:
@@ -24,7 +22,7 @@ def with_vocabulary(recipe: Recipe, size: int, end: int = 0) -> Recipe:
     vocabulary must hold every token."""
     if recipe.model.vocab_size and recipe.model.vocab_size < size:
         raise RecipeError(
-            f"model.vocab_size={recipe.model.vocab_size}: smaller than the tokenizer of {recipe.data.path}, which has "
+            f"model.vocab_size={recipe.model.vocab_size}: smaller than the tokenizer of {recipe.data.home}, which has "
             f"{size} tokens; set model.vocab_size=0 to take its size"
         )
     model = recipe.model if recipe.model.vocab_size else replace(recipe.model, vocab_size=size)
@@ -35,24 +33,51 @@ def with_vocabulary(recipe: Recipe, size: int, end: int = 0) -> Recipe:
 
 def check_corpus(recipe: Recipe) -> Recipe:
     """Open the corpus of every phase; all must share a tokenizer. Returns the recipe with its vocabulary filled in."""
-    manifests = [_open(Path(phase.data.path)) for phase in phases_of(recipe)]
-    first = manifests[0]
-    for phase, manifest in zip(phases_of(recipe), manifests, strict=True):
-        if manifest.tokenizer_fingerprint != first.tokenizer_fingerprint:
-            raise RecipeError(
-                f"data.path={phase.data.path}: was tokenized differently from {recipe.data.path}; rebuild it with the same "
-                "tokenizer (tokenizer=file tokenizer.path=…)"
-            )
+    first = _open(recipe.data.home)
+    for phase in phases_of(recipe):
+        for path in dict.fromkeys([phase.data.home, *(part.path for part in phase.data.parts)]):
+            if _open(path).tokenizer_fingerprint != first.tokenizer_fingerprint:
+                raise RecipeError(
+                    f"data.path={path}: was tokenized differently from {recipe.data.home}; rebuild it with the same "
+                    "tokenizer (tokenizer=file tokenizer.path=…)"
+                )
     return with_vocabulary(recipe, first.vocab_size, first.eod)
 
 
-def _open(path: Path) -> Manifest:
+def _open(path: str) -> Manifest:
     """A corpus whose shards are all there, with the tokenizer that they were made with."""
-    manifest = Manifest.load(path)
-    for split in manifest.splits.values():
-        Blocks(path, split, manifest.dtype)  # names a shard that is missing or of the wrong size
+    for split in ("train", "validation"):
+        corpus = Corpus(path, split)
+        corpus.check_present()
     load_corpus_tokenizer(path)
-    return manifest
+    return corpus.manifest
+
+
+def check_streams(recipe: Recipe, progress: Progress | None = None) -> Recipe:
+    """Open the stream of every phase, which works out what packings need and refuses mixtures that cannot be; returns
+    the recipe with train.epochs as tokens."""
+    recipe = with_epochs(recipe)
+    begin: dict[str, int] = {}
+    longest = longest_sequence(recipe)
+    for index, phase in enumerate(phases_of(recipe)):
+        tokens = recipe.phases[index].tokens if recipe.phases else recipe.train.tokens
+        stream = phase_stream(phase, tokens, longest, begin, progress)
+        begin |= {
+            source.fingerprint: used for source, used in zip(stream.sources, stream.consumed(tokens), strict=True)
+        }
+    return recipe
+
+
+def with_epochs(recipe: Recipe) -> Recipe:
+    """train.epochs as train.tokens."""
+    if not recipe.train.epochs:
+        return recipe
+    if recipe.phases:
+        raise RecipeError(
+            f"train.epochs={recipe.train.epochs}: has no effect with phases, which have budgets of their own; set their tokens"
+        )
+    tokens = round(recipe.train.epochs * epoch_tokens(phase_stream(recipe, 0, longest_sequence(recipe), {})))
+    return replace(recipe, train=replace(recipe.train, tokens=max(1, tokens)))
 
 
 def check_layout(recipe: Recipe, world_size: int) -> None:
@@ -97,19 +122,26 @@ def check_budget(recipe: Recipe) -> None:
 def check_batch(recipe: Recipe, data: int) -> None:
     """Refuse a batch that does not divide into micro-batches on every data rank, or sequences beyond the model."""
     train, model = recipe.train, recipe.model
-    if model.positions != "none" and train.sequence_length > model.max_sequence:
-        raise RecipeError(
-            f"train.sequence_length={train.sequence_length}: longer than model.max_sequence={model.max_sequence}; "
-            "shorten it or raise model.max_sequence"
-        )
-    share = train.micro_batch * data
-    if train.batch_sequences % share:
-        near = max(share, train.batch_sequences // share * share) * train.sequence_length
-        raise RecipeError(
-            f"train.batch_tokens={train.batch_tokens}: its {train.batch_sequences} sequences do not divide into "
-            f"micro-batches of {train.micro_batch} on {data} data ranks; the nearest is {near}, or choose another "
-            "train.micro_batch"
-        )
+    for length in lengths_of(recipe):
+        if model.positions != "none" and length > model.max_sequence:
+            option = "data.buckets.lengths" if recipe.data.buckets.lengths else "train.sequence_length"
+            raise RecipeError(
+                f"{option}={length}: longer than model.max_sequence={model.max_sequence}; shorten it or raise "
+                "model.max_sequence"
+            )
+    sizes = Slots(train).sizes
+    share = train.micro_batch * train.sequence_length * data
+    for size in sizes:
+        if size % share:
+            option = (
+                f"train.batch_tokens={size}" if size == train.batch_tokens else f"train.ramp_from={train.ramp_from}"
+            )
+            where = "" if size == train.batch_tokens else f" (a stage of the ramp has batches of {size} tokens)"
+            raise RecipeError(
+                f"{option}: its {size // train.sequence_length} sequences do not divide into "
+                f"micro-batches of {train.micro_batch} on {data} data ranks{where}; the nearest is "
+                f"{max(share, size // share * share)}, or choose another train.micro_batch"
+            )
 
 
 def check_objective(recipe: Recipe) -> None:

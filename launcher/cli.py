@@ -81,13 +81,13 @@ def _data_inspect(arguments: list[str]) -> int:
 
 
 def _data_verify(arguments: list[str]) -> int:
-    from data.stream import Stream
+    from data.corpus import Corpus
 
     path = _path(arguments, "data verify", "corpora/stdlib")
     for split in ("train", "validation"):
-        stream = Stream(path, split, 0, ordered=True)
-        stream.verify()
-        print(f"{path}: {split} is whole, {stream.tokens_per_epoch:,} tokens")
+        corpus = Corpus(path, split)
+        corpus.verify()
+        print(f"{path}: {split} is whole, {corpus.tokens:,} tokens")
     return 0
 
 

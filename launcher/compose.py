@@ -149,6 +149,11 @@ def phase_recipe(recipe: Recipe, index: int) -> Recipe:
     return build(Recipe, tree)
 
 
+def phases_of(recipe: Recipe) -> list[Recipe]:
+    """The recipe of every phase; one plain recipe is its own only phase."""
+    return [phase_recipe(recipe, index) for index in range(len(recipe.phases))] or [recipe]
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read a frozen recipe (`config.yaml` of a run)."""
     try:

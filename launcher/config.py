@@ -64,6 +64,14 @@ class TrainConfig:
     """Tokens of one sequence."""
     batch_tokens: int = 8192
     """Tokens of one global batch, over all micro-batches and data ranks."""
+    epochs: float = 0.0
+    """Budget in passes over the run's sources, instead of `tokens`; 0 takes `tokens`."""
+    ramp_from: int = 0
+    """Tokens of the first batch of a phase, when batches grow to batch_tokens; 0: all are of batch_tokens."""
+    ramp_tokens: int = 0
+    """Tokens over which batches grow, in stages of equal length."""
+    ramp_increment: int = 0
+    """Tokens by which a batch grows from stage to stage; 0: by ramp_from."""
     micro_batch: int = 8
     """Sequences that go through the model at once on each data rank."""
     validate_every_tokens: int = 0
@@ -89,6 +97,10 @@ class TrainConfig:
             _at_least(f"train.{option}", getattr(self, option), 1)
         for option in (
             "max_steps",
+            "epochs",
+            "ramp_from",
+            "ramp_tokens",
+            "ramp_increment",
             "validate_every_tokens",
             "validation_tokens",
             "sample_every_tokens",
@@ -102,6 +114,19 @@ class TrainConfig:
             raise RecipeError(
                 f"train.batch_tokens={self.batch_tokens}: must be a multiple of "
                 f"train.sequence_length={self.sequence_length}; the nearest is {near}"
+            )
+
+        self._check_ramp()
+
+    def _check_ramp(self) -> None:
+        if bool(self.ramp_from) != bool(self.ramp_tokens) or (self.ramp_increment and not self.ramp_from):
+            raise RecipeError(
+                f"train.ramp_from={self.ramp_from} and train.ramp_tokens={self.ramp_tokens}: a ramp needs both; set them, or "
+                "leave both and train.ramp_increment out"
+            )
+        if self.ramp_from >= self.batch_tokens:
+            raise RecipeError(
+                f"train.ramp_from={self.ramp_from}: must be below train.batch_tokens={self.batch_tokens}, which batches grow to"
             )
 
     @property

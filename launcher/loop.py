@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import replace
 
-from launcher.batches import TrainBatches, validation_batches
+from launcher.batches import Fetched, TrainBatches, validation_batches
 from launcher.callbacks.base import StepRecord, ValidationRecord
 from launcher.config import Recipe
 from launcher.optim.schedule import Schedule
@@ -22,23 +22,24 @@ def fit(run: Run, phase: Recipe, engine: Engine, batches: TrainBatches) -> bool:
     schedule, steps = run.budget.schedule(run.counters.phase), run.budget.steps_left(run.counters)
     for index in range(steps):
         began = time.perf_counter()
-        batch, batch_hash = batches.get(index)
+        fetched = batches.get(index)
         waited = time.perf_counter() - began
-        rate = learning_rate(run, phase, schedule)
+        rate = learning_rate(run, phase, schedule, fetched.slot.tokens)
         with profiled(run, phase, engine):
-            result = engine.step(batch, rate)
+            result = engine.step(fetched.batch, rate)
         seconds = time.perf_counter() - began
-        _count(run, phase, result)
-        run.tell("on_step", _record(run, phase, result, rate, seconds, waited, batch_hash))
+        _count(run, fetched, result)
+        run.tell("on_step", _record(run, phase, fetched, result, rate, seconds, waited))
         _refuse_endless_skipping(run, phase, result)
-        stop, save = run.agree(phase)
+        stop, save = run.agree(fetched.slot.tokens)
+        last = index == steps - 1
         if not stop:  # before saving: what a kill in between undoes is done again with its step
-            _look(run, phase, engine, last=index == steps - 1)
+            _look(run, phase, engine, fetched.slot.tokens, last=last)
         if save or stop:
             run.save(engine)
         if stop:  # the state is safe first, since whoever stops a run may soon kill it
             run.interrupted()
-            _look(run, phase, engine, last=index == steps - 1)
+            _look(run, phase, engine, fetched.slot.tokens, last=last)
             return True
     return False
 
@@ -52,21 +53,31 @@ def finish(run: Run, phase: Recipe, engine: Engine) -> int:
     return 0
 
 
-def learning_rate(run: Run, phase: Recipe, schedule: Schedule) -> float:
-    """Rate of the step that is about to be made."""
+def learning_rate(run: Run, phase: Recipe, schedule: Schedule, tokens: int) -> float:
+    """Rate of the step that is about to be made with so many tokens."""
     done = run.counters.phase_tokens if phase.schedule.span == "phase" else run.counters.tokens
-    return schedule.at(done + phase.train.batch_tokens)
+    return schedule.at(done + tokens)
 
 
 def validate(run: Run, phase: Recipe, engine: Engine) -> ValidationRecord:
-    """One pass over the validation tokens: nats per token and bits per byte of text."""
-    total = tokens = 0.0
-    for batch in validation_batches(phase, run.mesh, run.validation_stream):
-        loss, valid = engine.evaluate(batch)
-        total, tokens = total + loss, tokens + valid
-    nats = total / tokens
-    bits = nats / math.log(2) / run.validation_stream.bytes_per_token
-    record = ValidationRecord(run.counters.step, run.phase_name, run.counters.tokens, nats, bits)
+    """One pass over the validation tokens of every corpus: nats per token and bits per byte of text."""
+    nats = tokens = text = 0.0
+    by_source = {}
+    for name, stream in run.validation_streams.items():
+        loss = valid = 0.0
+        for batch in validation_batches(phase, run.mesh, stream):
+            found = engine.evaluate(batch)
+            loss, valid = loss + found[0], valid + found[1]
+        by_source[name] = loss / valid
+        nats, tokens, text = nats + loss, tokens + valid, text + valid * stream.sources[0].corpus.bytes_per_token
+    record = ValidationRecord(
+        step=run.counters.step,
+        phase=run.phase_name,
+        tokens=run.counters.tokens,
+        validation_loss=nats / tokens,
+        bits_per_byte=nats / math.log(2) / text,
+        by_source=by_source if len(by_source) > 1 else {},
+    )
     run.tell("on_validation", record)
     return record
 
@@ -89,26 +100,26 @@ def sample(run: Run, phase: Recipe, engine: Engine) -> list[tuple[str, str]]:
     return told
 
 
-def _count(run: Run, phase: Recipe, result: StepResult) -> None:
-    counters, tokens = run.counters, phase.train.batch_tokens
+def _count(run: Run, fetched: Fetched, result: StepResult) -> None:
+    counters, tokens = run.counters, fetched.slot.tokens
     run.counters = replace(
         counters,
         step=counters.step + 1,
         tokens=counters.tokens + tokens,
-        samples=counters.samples + phase.train.batch_sequences,
+        samples=counters.samples + fetched.slot.rows,
         skipped=counters.skipped + result.skipped,
         skipped_in_a_row=counters.skipped_in_a_row + 1 if result.skipped else 0,
         phase_tokens=counters.phase_tokens + tokens,
-        stream_tokens=counters.stream_tokens + tokens,
     )
 
 
 def _record(
-    run: Run, phase: Recipe, result: StepResult, rate: float, seconds: float, waited: float, batch_hash: str
+    run: Run, phase: Recipe, fetched: Fetched, result: StepResult, rate: float, seconds: float, waited: float
 ) -> StepRecord:
-    speed = phase.train.batch_tokens / seconds
+    slot = fetched.slot
+    speed = slot.tokens / seconds
     peak = run.peak_flops(phase)
-    used = speed * flops_per_token(phase.model, phase.train.sequence_length) / peak if peak else None
+    used = speed * flops_per_token(phase.model, slot.length) / peak if peak else None
     return StepRecord(
         step=run.counters.step,
         phase=run.phase_name,
@@ -122,7 +133,11 @@ def _record(
         skipped=result.skipped,
         skipped_total=run.counters.skipped,
         flops_utilisation=used,
-        batch_hash=batch_hash,
+        batch_hash=fetched.hash,
+        place=slot.place,
+        batch_tokens=slot.tokens,
+        sequence_length=slot.length,
+        drawn=fetched.drawn,
         routing=result.routing,
     )
 
@@ -137,12 +152,12 @@ def _refuse_endless_skipping(run: Run, phase: Recipe, result: StepResult) -> Non
         )
 
 
-def _look(run: Run, phase: Recipe, engine: Engine, *, last: bool) -> None:
+def _look(run: Run, phase: Recipe, engine: Engine, batch_tokens: int, *, last: bool) -> None:
     """Validate and sample where a multiple of their interval was passed; the end of the run does both anyway."""
     train = phase.train
     if last:
         return
-    if passed(run.counters.tokens, train.batch_tokens, train.validate_every_tokens):
+    if passed(run.counters.tokens, batch_tokens, train.validate_every_tokens):
         validate(run, phase, engine)
-    if passed(run.counters.tokens, train.batch_tokens, train.sample_every_tokens):
+    if passed(run.counters.tokens, batch_tokens, train.sample_every_tokens):
         sample(run, phase, engine)

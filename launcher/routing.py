@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from data.stream import Stream
+from data.open import ordered_stream
 from data.tokenizers import load_corpus_tokenizer
 from launcher.config import Recipe, RecipeError
 from launcher.generate import LoadedModel, load_model
@@ -86,7 +86,7 @@ def _checkpoints(places: list[Path]) -> list[tuple[str, Path, int | None]]:
 def _route(name: str, model: LoadedModel, recipe: Recipe, tokens: int) -> Choices:
     length = recipe.train.sequence_length
     rows = max(1, tokens // length)
-    text = torch.from_numpy(Stream(recipe.data.path, "validation", recipe.seed, ordered=True).batch(0, rows, length))
+    text = torch.from_numpy(ordered_stream(recipe.data.home, "validation", length).batch(0, rows, length).tokens)
     inputs = text[:, :-1].long()
     seen: dict[int, list[Tensor]] = {}
     hooks = []
@@ -154,7 +154,7 @@ def _by_token(found: Choices, experts: int) -> Table:
 
 def _tokens_of_experts(found: Choices, layer: int, recipe: Recipe, top: int) -> Table:
     """For each expert, the tokens that it gets a larger share of than of all, among those seen often enough to tell."""
-    tokenizer = load_corpus_tokenizer(recipe.data.path)
+    tokenizer = load_corpus_tokenizer(recipe.data.home)
     experts, size = recipe.model.moe.experts, recipe.model.padded_vocab
     chosen, ids = found.experts[layer].transpose(0, 1).flatten(0, 1), found.tokens.flatten()
     counts = torch.zeros(experts, size, dtype=torch.float64)

@@ -22,9 +22,10 @@ from launcher.callbacks.progress import Progress
 from launcher.callbacks.routing import RoutingFile
 from launcher.callbacks.tensorboard import TensorBoardTracker
 from launcher.callbacks.wandb import WandbTracker
-from launcher.config import Recipe, RecipeError
+from launcher.config import Recipe
 from launcher.machine import environment, peak_flops
 from launcher.plan.memory import estimate
+from launcher.reading import Reading, longest_sequence, validation_streams
 from launcher.saving import Checkpoints
 from launcher.schema import to_plain
 from launcher.workers import StopRequest
@@ -52,8 +53,8 @@ class Run:
         self.callbacks: list[Callback] = []
         self.mesh: Mesh
         self.checkpoints: Checkpoints | None = None
-        self._streams: dict[str, int] = {}  # fingerprint -> tokens consumed of that stream
-        self._stream = ""
+        self.reading = Reading()
+        self.validation_streams: dict[str, Stream] = {}
         self._outcome = "failed"
         self._facts: dict[str, Any] = {}
         self._early: list[tuple[str, str]] | None = []  # events before callbacks start
@@ -80,12 +81,11 @@ class Run:
         index = self.counters.phase
         self.checkpoints = Checkpoints(self.recipe, self.directory, mesh, self.event)
         self._take_counters()
-        self.tokenizer: Tokenizer = load_corpus_tokenizer(phase.data.path)
-        self.validation_stream = Stream(phase.data.path, "validation", self.recipe.seed, ordered=True)
+        self.tokenizer: Tokenizer = load_corpus_tokenizer(phase.data.home)
         return self.counters.phase == index
 
-    def begin_phase(self, phase: Recipe, engine: Engine, stream: Stream) -> bool:
-        """Fill the engine from the checkpoint that was found, and take up the stream where it was left.
+    def begin_phase(self, phase: Recipe, engine: Engine) -> bool:
+        """Fill the engine from the checkpoint that was found, and open the stream where it was left.
 
         False where that checkpoint was corrupt and the one before it belongs to another phase.
         """
@@ -97,13 +97,11 @@ class Run:
             self._take_counters()
             if self.counters.phase != index:
                 return False
-        self._streams, self._stream = dict(state.get("streams", {})), stream.fingerprint
-        if self._streams and self._stream not in self._streams and self.counters.phase_tokens:
-            raise RecipeError(
-                f"data.path={stream.path}: is not the corpus (or order) that this phase was reading; build it again with "
-                "the same options, set data.span_tokens back, or give the run another run.name"
-            )
-        self.counters = replace(self.counters, stream_tokens=self._streams.get(self._stream, 0))
+        budget = self.budget.of_phase(index)
+        self.reading.open(
+            phase, budget, longest_sequence(self.recipe), state.get("data", {}), self.counters.phase_tokens
+        )
+        self.validation_streams = validation_streams(phase)
         self._start_callbacks()
         if len(self.budget.phases) > 1:
             self.event("phase", f"{self.phase_name}: {describe_phase(phase)}")
@@ -130,7 +128,7 @@ class Run:
             self.callbacks.append(WandbTracker(config.wandb, config.project, config.entity or None))
         if config.tensorboard:
             self.callbacks.append(TensorBoardTracker())
-        baselines = self.validation_stream.manifest.baselines
+        baselines = next(iter(self.validation_streams.values())).sources[0].corpus.manifest.baselines
         counted = {"unigram": baselines.unigram, "bigram": baselines.bigram} if baselines else {}
         self._facts = {**environment(), "baselines": counted, "mesh": self.mesh.table()}
         (self.directory / "environment.json").write_text(json.dumps(self._facts, indent=1))
@@ -205,11 +203,11 @@ class Run:
 
     # Saving and ending
 
-    def agree(self, phase: Recipe) -> tuple[bool, bool]:
+    def agree(self, batch_tokens: int) -> tuple[bool, bool]:
         """(stop, save) as all ranks see them: any rank's signal stops all, counters and rank 0's clock save."""
         assert self.checkpoints is not None
         config, tokens = self.recipe.checkpoint, self.counters.tokens
-        due = passed(tokens, phase.train.batch_tokens, config.every_tokens)
+        due = passed(tokens, batch_tokens, config.every_tokens)
         minutes = self.checkpoints.minutes_since_save
         clock = self.mesh.rank == 0 and config.every_minutes > 0 and minutes >= config.every_minutes
         flags = torch.tensor([float(self.stop.wanted), float(clock)], device=self.mesh.device)
@@ -222,8 +220,7 @@ class Run:
     def save(self, engine: Engine) -> None:
         """Write a checkpoint of now."""
         assert self.checkpoints is not None
-        streams = {**self._streams, self._stream: self.counters.stream_tokens}
-        self.checkpoints.save(engine, self.counters, streams)
+        self.checkpoints.save(engine, self.counters, self.reading.state())
 
     def interrupted(self) -> None:
         """A signal asked to stop and state is being saved: wait for the commit."""
@@ -235,6 +232,7 @@ class Run:
     def end_phase(self, engine: Engine) -> None:
         """The border between phases is a checkpoint: the next phase's engine is filled from it."""
         assert self.checkpoints is not None
+        self.reading.end_phase(self.counters.phase_tokens)
         self.counters = replace(self.counters, phase=self.counters.phase + 1, phase_tokens=0, skipped_in_a_row=0)
         self.save(engine)
         self.checkpoints.settle(self.counters)

@@ -128,7 +128,7 @@ class Checkpoints:
 
     # Writing
 
-    def save(self, engine: Engine, counters: Counters, streams: dict[str, int]) -> None:
+    def save(self, engine: Engine, counters: Counters, data: dict[str, Any]) -> None:
         """Write a checkpoint of now, in the background unless the recipe says otherwise."""
         if self.found == self.store.path(counters.step) or self._is_saved(counters):
             return  # nothing happened since it was loaded, or saved
@@ -136,7 +136,7 @@ class Checkpoints:
         state = {
             "counters": asdict(counters),
             "engine": engine.state(),
-            "streams": streams,
+            "data": data,
             "tokens": counters.tokens,
             "recipe": recipe,
             "recipe_hash": recipe_hash(recipe),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from data.build import build
 from data.manifest import Manifest
-from launcher.check import check_corpus, check_directory, check_recipe, check_same_run
+from launcher.check import check_corpus, check_directory, check_recipe, check_same_run, check_streams
 from launcher.compose import (
     ENTRY,
     RECIPES,
@@ -100,6 +102,8 @@ def train_recipe(recipe: Recipe) -> int:
     """Train one composed recipe with ranks on this machine; returns the exit code."""
     build_corpus(recipe)
     recipe = check_corpus(recipe)
+    with progress_bar("data", "opening") as progress:
+        recipe = check_streams(recipe, progress)
     directory = check_directory(recipe)
     frozen = directory / "config.yaml"
     device = choose_device(recipe.cluster)
@@ -147,23 +151,26 @@ def _world(recipe: Recipe, device: str, frozen: Path) -> tuple[Recipe, int]:
 
 def build_corpus(recipe: Recipe) -> Manifest:
     """Build the corpus of a recipe where its directory is data.path and holds none; else open what is there."""
-    if Path(recipe.data.path) != Path(recipe.corpus.directory):
-        return Manifest.load(Path(recipe.data.path))
+    if Path(recipe.data.home) != Path(recipe.corpus.directory):
+        return Manifest.load(Path(recipe.data.home))
+    with progress_bar("corpus", recipe.corpus.name) as progress:
+        return build(recipe.corpus, recipe.tokenizer, progress)
+
+
+@contextmanager
+def progress_bar(kind: str, note: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal, nothing elsewhere; called as progress(done, total, note)."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("corpus  {task.description}"),
+        TextColumn(f"{kind}  {{task.description}}"),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(recipe.corpus.name, total=None)
-        return build(
-            recipe.corpus,
-            recipe.tokenizer,
-            lambda done, total, note: bar.update(task, completed=done, total=total, description=note),
-        )
+        task = bar.add_task(note, total=None)
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, description=note)
 
 
 def report_corpus(manifest: Manifest) -> int:

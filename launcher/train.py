@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before the heavy imports: a signal then must not b
 
 import torch
 
-from data.stream import Stream
 from launcher.batches import TrainBatches
 from launcher.config import Recipe
 from launcher.loop import finish, fit, validate
@@ -57,9 +56,8 @@ def train(recipe: Recipe, run: Run, device: torch.device) -> int:
             mesh.close()
             continue
         engine = build_engine(engine_spec(phase, mesh), mesh)
-        stream = Stream(phase.data.path, "train", recipe.seed, span_tokens=phase.data.span_tokens)
-        if run.begin_phase(phase, engine, stream):  # False: a corrupt checkpoint threw the run back into another phase
-            batches = TrainBatches(phase, mesh, stream, run.counters, run.budget.steps_left(run.counters))
+        if run.begin_phase(phase, engine):  # False: a corrupt checkpoint threw the run back into another phase
+            batches = TrainBatches(phase, mesh, run.reading, run.counters, run.budget.steps_left(run.counters))
             try:
                 if fit(run, phase, engine, batches):
                     return INTERRUPTED

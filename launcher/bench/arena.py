@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.stream import Stream
 from launcher.bench.task import PLACE, Task
 from launcher.bench.turns import Contender
 from launcher.check import check_corpus, check_layout
@@ -20,6 +19,7 @@ from launcher.compose import save_recipe
 from launcher.config import Recipe, RecipeError
 from launcher.machine import choose_device, threads_for
 from launcher.optim.schedule import Schedule
+from launcher.reading import phase_stream
 from launcher.workers import free_port
 from parallel.engines.base import resolve_precision
 
@@ -94,9 +94,10 @@ class Arena:
             raise RecipeError(
                 "model.document_mask=true: the other contenders attend across documents; set model.document_mask=false"
             )
-        stream = Stream(recipe.data.path, "train", recipe.seed, span_tokens=recipe.data.span_tokens)
+        stream = phase_stream(recipe, train.tokens, train.sequence_length, {})
         count = min(steps, PRELOADED)
-        samples = stream.batch(0, count * train.batch_sequences, train.sequence_length)
+        places = np.arange(count * train.batch_sequences) * train.sequence_length
+        samples = stream.rows(places, train.sequence_length).tokens
         path = self.directory / "batches.npy"
         np.save(path, samples.reshape(count, train.batch_sequences, -1))
         schedule = Schedule(recipe.schedule, recipe.optimizer.learning_rate, train.tokens)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import launcher.train as spine
-from data.stream import Stream
 from launcher.bench.turns import BORN, Turnstile
 from launcher.callbacks.base import StepRecord
 from launcher.config import Recipe
@@ -22,7 +21,7 @@ from launcher.workers import StopRequest, die_with_parent
 from parallel.engines.base import Engine
 from parallel.mesh import Mesh
 
-PARTS = {"Mesh": "mesh", "build_engine": "engine and initial weights", "Stream": "corpus"}
+PARTS = {"Mesh": "mesh", "build_engine": "engine and initial weights"}
 
 
 class Startup:
@@ -62,8 +61,8 @@ class TimedRun(Run):
     def join(self, mesh: Mesh, phase: Recipe) -> bool:
         return self._startup.timed("run directory and tokenizer", super().join)(mesh, phase)
 
-    def begin_phase(self, phase: Recipe, engine: Engine, stream: Stream) -> bool:
-        return self._startup.timed("callbacks and plan", super().begin_phase)(phase, engine, stream)
+    def begin_phase(self, phase: Recipe, engine: Engine) -> bool:
+        return self._startup.timed("checkpoint, corpus, callbacks and plan", super().begin_phase)(phase, engine)
 
     def tell(self, hook: str, *arguments: Any) -> None:
         """Take the step's time once every callback has seen it; wait where the turn is over."""
@@ -75,9 +74,9 @@ class TimedRun(Run):
         elif hook == "on_event" and arguments[1] == "checkpoint":
             self._turnstile.committed()
 
-    def agree(self, phase: Recipe) -> tuple[bool, bool]:
+    def agree(self, batch_tokens: int) -> tuple[bool, bool]:
         """Save where the turn asks for it; `launcher.loop.fit` does."""
-        stop, save = super().agree(phase)
+        stop, save = super().agree(batch_tokens)
         return stop, save or self._turnstile.save_due
 
     def save(self, engine: Engine) -> None:

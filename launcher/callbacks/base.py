@@ -31,6 +31,10 @@ class StepRecord:
     skipped_total: int
     flops_utilisation: float | None  # None where the peak of the device is not known
     batch_hash: str  # of the global batch, equal at every layout
+    place: int = 0  # tokens of the phase before this step
+    batch_tokens: int = 0  # of this step's global batch
+    sequence_length: int = 0  # tokens of each of its sequences
+    drawn: dict[str, int] = field(default_factory=dict)  # its tokens by source, of a mixture
     routing: tuple[LayerRouting, ...] = ()  # of each layer with experts
 
 
@@ -43,6 +47,7 @@ class ValidationRecord:
     tokens: int
     validation_loss: float  # nats per token
     bits_per_byte: float
+    by_source: dict[str, float] = field(default_factory=dict)  # nats per token of each corpus, where there are several
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def _vocabulary(recipe: Recipe) -> Recipe:
     if recipe.model.vocab_size:
         return with_vocabulary(recipe, 0)
     try:
-        manifest = Manifest.load(Path(recipe.data.path))
+        manifest = Manifest.load(Path(recipe.data.home))
         return with_vocabulary(recipe, manifest.vocab_size, manifest.eod)
     except ValueError:
         return with_vocabulary(recipe, recipe.tokenizer.vocab_size or 257)

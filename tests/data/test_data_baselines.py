@@ -5,12 +5,13 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data import baselines
+from data.corpus import Corpus
 from data.manifest import Manifest
 from data.shards import Blocks
-from data.stream import Stream
 
 
 def opened(directory: Path) -> tuple[Blocks, Blocks, Manifest]:
@@ -19,24 +20,30 @@ def opened(directory: Path) -> tuple[Blocks, Blocks, Manifest]:
     return train, validation, manifest
 
 
+def line(corpus: Corpus) -> list[int]:
+    out = np.empty(corpus.tokens, np.int64)
+    corpus.read(0, out)
+    return out.tolist()
+
+
 def counted_by_hand(directory: Path) -> tuple[float, float]:
     """Unigram and bigram cross-entropy with dictionaries, given the weights that were found."""
-    train, validation = (Stream(directory, name, 0, ordered=True) for name in ("train", "validation"))
+    train, validation = (Corpus(directory, name) for name in ("train", "validation"))
     assert train.manifest.baselines is not None
     weights = train.manifest.baselines.bigram_weights
-    text = train.tokens(0, train.tokens_per_epoch).tolist()
+    text = line(train)
     single, first = Counter(text), Counter([train.eod, *text[:-1]])
     pairs = Counter(zip([train.eod, *text[:-1]], text, strict=True))
     unigram = bigram = 0.0
     before = validation.eod
-    for token in validation.tokens(0, validation.tokens_per_epoch).tolist():
+    for token in line(validation):
         alone = (single[token] + 1) / (len(text) + train.vocab_size)
         after = pairs[before, token] / max(first[before], 1)
         weight = weights[int(math.log2(max(first[before], 1)))]
         unigram -= math.log(alone)
         bigram -= math.log(weight * after + (1 - weight) * alone)
         before = token
-    return unigram / validation.tokens_per_epoch, bigram / validation.tokens_per_epoch
+    return unigram / validation.tokens, bigram / validation.tokens
 
 
 def test_they_equal_a_count_by_hand(byte_corpus):

@@ -270,8 +270,8 @@ def test_progress_is_reported_to_the_end(tmp_path, text_directory):
 
 def test_building_and_reading_import_no_torch(byte_corpus):
     code = (
-        "import sys, data.build, data.inspect\nfrom data.stream import Stream\n"
-        f"Stream({str(byte_corpus)!r}, 'train', 0).batch(0, 2, 16)\nassert 'torch' not in sys.modules"
+        "import sys, data.build, data.inspect\nfrom data.open import ordered_stream\n"
+        f"ordered_stream({str(byte_corpus)!r}, 'train', 16).batch(0, 2, 16)\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
