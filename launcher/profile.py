@@ -47,7 +47,7 @@ def profiled(run: Run, phase: Recipe, engine: Engine) -> Iterator[None]:
         "zero": zero,
         "place": asdict(mesh.place),
         "parallel": asdict(mesh.config),
-        "micro_batches": phase.train.batch_sequences // (phase.train.micro_batch * mesh.config.data),
+        "micro_batches": 1 + max(span.micro_batch for span in spans),
         "costs": stage_costs(phase.model, stage_count(mesh.config), phase.train.sequence_length),
         "spans": [astuple(span) for span in spans],
     }

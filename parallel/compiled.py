@@ -13,6 +13,7 @@ from torch import nn
 
 from models.decoder import DecoderLayer
 from parallel.config import ParallelConfig
+from parallel.shapes import MOST_COMPILED
 
 BACKEND = "inductor"
 
@@ -22,6 +23,8 @@ def compile_blocks(blocks: Iterable[nn.Module], config: ParallelConfig) -> None:
     if config.compile == "none":
         return
     torch.compiler.reset()  # what an earlier phase compiled would count against the limit of variants
+    # each length in training, validation and sampling; beyond the limit a compiled layer is an error (`compile_arithmetic`)
+    torch._dynamo.config.recompile_limit = 4 * MOST_COMPILED
     for block in blocks:
         if isinstance(block, DecoderLayer):
             block.compile_arithmetic(BACKEND)

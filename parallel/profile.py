@@ -1,13 +1,12 @@
 """What a pipeline really did in one step: when each action of this rank began and ended, by the engine's own calls.
 
-Relied on (tests/parallel/test_profile.py holds it): torch's schedules call a stage's `forward_one_chunk`, `backward_one_chunk`
-and `backward_weight_one_chunk`; DeepSpeed's pipeline finds its instructions in `_INSTRUCTION_MAP` of the engine.
+Relied on (tests/parallel/test_profile.py holds it): DeepSpeed's pipeline finds its instructions in `_INSTRUCTION_MAP`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 
 from parallel.engines.base import Engine
-from parallel.timeline import BACKWARD, FORWARD, INPUT, WEIGHT
+from parallel.engines.pipeline import Pipeline, unwatched
+from parallel.timeline import BACKWARD, FORWARD
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def watched(engine: Engine) -> Iterator[list[Span]]:
     spans: list[Span] = []
     if isinstance(engine, FsdpEngine):
         assert engine.pipeline is not None, "one stage has no schedule to watch"
-        release = watch_stages(engine.pipeline.held, spans)
+        release = watch_stages(engine.pipeline, spans)
     else:
         release = _watch_deepspeed(engine, spans)
     try:
@@ -47,28 +47,16 @@ def watched(engine: Engine) -> Iterator[list[Span]]:
         release()
 
 
-def watch_stages(stages: Sequence[Any], spans: list[Span]) -> Callable[[], None]:
+def watch_stages(pipeline: Pipeline, spans: list[Span]) -> Callable[[], None]:
     """Note the actions of torch's stages from now on; returns what ends that."""
-    names = ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk")
 
-    def watch(stage: Any, name: str) -> None:
-        plain = getattr(stage, name)
+    def watch(stage: int, kind: str, micro_batch: int, action: Callable[[], Any]) -> Any:
+        return _timed(spans, stage, kind, micro_batch, action)
 
-        def timed(chunk: int, *arguments: Any, **keywords: Any) -> Any:
-            kinds = (FORWARD, BACKWARD if keywords.get("full_backward", True) else INPUT, WEIGHT)
-            call = partial(plain, chunk, *arguments, **keywords)
-            return _timed(spans, stage.stage_index, kinds[names.index(name)], chunk, call)
-
-        setattr(stage, name, timed)
-
-    for stage in stages:
-        for name in names:
-            watch(stage, name)
+    pipeline.watch = watch
 
     def release() -> None:
-        for stage in stages:
-            for name in names:
-                delattr(stage, name)
+        pipeline.watch = unwatched
 
     return release
 

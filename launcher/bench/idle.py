@@ -135,31 +135,26 @@ def _rank(rank: int, ranks: int, naps: Naps, port: int, parent: int, queue: Any)
     dist.destroy_process_group()
 
 
+def _activation(rows: int, length: int) -> tuple[int, ...]:
+    return length, rows, WIDTH
+
+
 def _measure(schedule: str, ranks: int, naps: Naps) -> dict[str, Any]:
     config = layout(schedule, ranks)
     mesh = Mesh(config, torch.device("cpu"))
     seconds = naps.unit / stages_per_rank(config)
     held = stages_of(config, mesh.place.pipeline)
     modules: dict[int, nn.Module] = {stage: NappingStage(seconds, first=stage == 0) for stage in held}
-    activation = (POSITIONS, 1, WIDTH)
     pipeline = Pipeline(
-        mesh,
-        modules,
-        lambda logits, rows: logits.sum(),
-        micro_batch=1,
-        micro_batches=naps.micro_batches,
-        sequence_length=POSITIONS,
-        activation=activation,
-        logits=activation,
-        dtype=torch.float32,
+        mesh, modules, lambda logits, rows: logits.sum(), between=_activation, ends=_activation, dtype=torch.float32
     )
     tokens = torch.zeros(naps.micro_batches, POSITIONS, dtype=torch.int64)
     steps: list[list[list[Span]]] = []
     for _ in range(WARM_UP + naps.steps):
         spans: list[Span] = []
-        release = watch_stages(pipeline.held, spans)
+        release = watch_stages(pipeline, spans)
         mesh.barrier()
-        pipeline.step(tokens)
+        pipeline.step(tokens, 1)
         release()
         everyone: list[Any] = [None] * ranks
         dist.all_gather_object(everyone, spans)

@@ -14,6 +14,7 @@ from models.config import ModelConfig
 from models.moe.telemetry import LayerRouting
 from parallel.checkpoint.pieces import Piece
 from parallel.config import ParallelConfig, PrecisionConfig
+from parallel.shapes import micro_batch_rows
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 OptimizerFactory = Callable[[NamedParameters], torch.optim.Optimizer]
@@ -51,7 +52,13 @@ class StepResult:
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """All that an engine is built from. micro_batch: sequences; micro_batches: how many of them a step has."""
+    """All that an engine is built from.
+
+    micro_batch: sequences of `sequence_length` that go through the model at once; of another length as many as have no more
+    tokens. micro_batches: how many of them the first step has, a hint: batches may have any shape that
+    `parallel.shapes.check_shapes` lets through, another one in each step. sequence_length is also what the stages of a pipeline
+    are balanced for.
+    """
 
     model: ModelConfig
     parallel: ParallelConfig
@@ -63,12 +70,21 @@ class EngineSpec:
     sequence_length: int
     seed: int
 
+    def cut(self, batch: Batch) -> tuple[int, int]:
+        """(sequences in each micro-batch of a batch whose sequences are whole, how many there are). A ragged last one would
+        give its tokens another weight: callers make batches that divide."""
+        rows = micro_batch_rows(self.micro_batch, self.sequence_length, batch.inputs.shape[1])
+        count, rest = divmod(batch.inputs.shape[0], rows)
+        assert count and not rest, (tuple(batch.inputs.shape), rows)
+        return rows, count
+
 
 class Engine(Protocol):
     """One model being trained at one layout."""
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        """Forward, backward, clip, update; a non-finite gradient anywhere skips the update everywhere."""
+        """Forward, backward, clip, update; a non-finite gradient anywhere skips the update everywhere. All data ranks give as
+        many rows, and as long; the next step may have more or fewer of them, longer or shorter."""
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         """(loss sum in nats, valid tokens) over all replicas, without gradients."""
@@ -113,11 +129,6 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, batch.inputs.shape[0], size):
         rows = slice(start, start + size)
         yield Batch(batch.inputs[rows], batch.targets[rows], batch.weights[rows], batch.first_sample + start)
-
-
-def check_batch(batch: Batch, size: int) -> None:
-    """A ragged last micro-batch would give its tokens another weight; callers make batches that divide."""
-    assert batch.inputs.shape[0] % size == 0, (tuple(batch.inputs.shape), size)
 
 
 def squared_norm(gradients: list[Tensor]) -> float:

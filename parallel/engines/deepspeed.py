@@ -51,7 +51,6 @@ from parallel.engines.base import (
     NamedParameters,
     StepResult,
     applied_steps,
-    check_batch,
     clip_factor,
     micro_batches,
     model_dtype,
@@ -80,6 +79,7 @@ class DeepSpeedEngine:
         self.loss = self.layers.loss()
         self.pipelined = mesh.config.pipeline > 1
         self._norm = 0.0
+        self._room = (0, 0)
         with _quiet():
             _join_deepspeed(self.device)
             self.module = self._build_module()
@@ -109,29 +109,35 @@ class DeepSpeedEngine:
     # What the loop asks for -----------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        check_batch(batch, self.spec.micro_batch)
+        rows, count = self.spec.cut(batch)
+        self._expect(rows, count)
         batch = self._share(batch)
-        self.layers.routing.start(self._routing_scale())
+        self.layers.routing.start(self._routing_scale(count))
         set_learning_rate(self.engine.basic_optimizer, learning_rate)
-        batch, valid = self._scaled(batch)
-        mean = self._step_pipeline(batch) if self.pipelined else self._step_plain(batch)
+        batch, valid = self._scaled(batch, count)
+        if self.pipelined:
+            self._make_room(rows, batch.inputs.shape[1])
+            mean = float(self.engine.train_batch(self._feed(batch, rows)))
+        else:
+            mean = self._step_plain(batch, rows, count)
         norm = self._norm if self.whole_gradients else float(self.engine.get_global_grad_norm() or 0.0)
         skipped = not math.isfinite(norm)
         routing = finish_routing(self.layers.routing, self.spec.model, self.mesh, skipped=skipped)
         return StepResult(mean * valid, valid, norm, skipped, routing)
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
+        rows, count = self.spec.cut(batch)
         batch = self._share(batch)
-        scaled, valid = self._scaled(batch)
-        count = batch.inputs.shape[0] // self.spec.micro_batch
+        scaled, valid = self._scaled(batch, count)
         if self.pipelined:
+            self._make_room(rows, batch.inputs.shape[1])
             with _quiet():
-                mean = self.engine.eval_batch(self._feed(scaled), num_micro_batches=count, reduce_output="avg")
+                mean = self.engine.eval_batch(self._feed(scaled, rows), num_micro_batches=count, reduce_output="avg")
             return float(mean) * valid, valid
         self.engine.eval()
         total = 0.0
         with torch.no_grad():
-            for micro in micro_batches(batch, self.spec.micro_batch):
+            for micro in micro_batches(batch, rows):
                 total += float(self._loss_sum(self.engine(micro.inputs.to(self.device)), _labels(micro, self.device)))
         return self.mesh.sum_over_data(total), valid
 
@@ -144,6 +150,7 @@ class DeepSpeedEngine:
                 logits = logits_at(self.engine(tokens), position, length, self.mesh)
             assert logits is not None
             return same_on_replicas(logits, self.mesh)
+        self._make_room(*tokens.shape)
         zero = torch.zeros(tokens.shape, dtype=torch.float32, device=self.device)
         feed = iter([(tokens, (tokens, zero))])
         with _quiet():
@@ -278,38 +285,50 @@ class DeepSpeedEngine:
 
     # Stepping -------------------------------------------------------------------------------------------------------
 
-    def _routing_scale(self) -> float:
+    def _routing_scale(self, count: int) -> float:
         """What a micro-batch's router losses weigh: DeepSpeed takes the mean over replicas, of which context ranks hold parts
         of the same micro-batch."""
         scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0) or 1.0)
-        return scale * self.mesh.config.context / self.spec.micro_batches
+        return scale * self.mesh.config.context / count
 
     def _share(self, batch: Batch) -> Batch:
         """This rank's positions of a batch, of which the clock is told whole."""
         self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
         return self.cut.batch(batch)
 
-    def _scaled(self, batch: Batch) -> tuple[Batch, float]:
+    def _expect(self, rows: int, count: int) -> None:
+        """Tell DeepSpeed how many micro-batches this step has. It updates after every multiple of that number, so it begins to
+        count anew: steps before this one may have had more or fewer."""
+        engine = self.engine
+        engine.set_train_micro_batch_size(rows)
+        engine.set_train_batch_size(rows * count * self.mesh.config.replicas)
+        engine.micro_steps = 0
+        if hasattr(engine.optimizer, "gradient_accumulation_steps"):  # ZeRO's own copy of it
+            engine.optimizer.gradient_accumulation_steps = count
+
+    def _make_room(self, rows: int, length: int) -> None:
+        """Tell DeepSpeed's pipeline of what shape micro-batches are from now on: it makes room once, and keeps it."""
+        if (rows, length) != self._room:
+            self.engine.reset_activation_shape()
+            self._room = rows, length
+
+    def _scaled(self, batch: Batch, count: int) -> tuple[Batch, float]:
         """The batch with weights scaled against DeepSpeed's means, and the valid tokens of the global batch."""
         valid = self.mesh.sum_over_data(float(batch.weights.sum()))
-        count = batch.inputs.shape[0] // self.spec.micro_batch
         return replace(batch, weights=batch.weights * (self.mesh.config.replicas * count / valid)), valid
 
-    def _step_plain(self, batch: Batch) -> float:
+    def _step_plain(self, batch: Batch, rows: int, count: int) -> float:
         self.engine.train()
         total = torch.zeros((), device=self.device)
-        for micro in micro_batches(batch, self.spec.micro_batch):
+        for micro in micro_batches(batch, rows):
             loss = self._loss_sum(self.engine(micro.inputs.to(self.device)), _labels(micro, self.device))
             total += loss.detach()
             self.engine.backward(loss)
             self.engine.step()
-        return self.mesh.sum_over_data(float(total)) / (self.mesh.config.replicas * self.spec.micro_batches)
+        return self.mesh.sum_over_data(float(total)) / (self.mesh.config.replicas * count)
 
-    def _step_pipeline(self, batch: Batch) -> float:
-        return float(self.engine.train_batch(self._feed(batch)))
-
-    def _feed(self, batch: Batch) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
-        for micro in micro_batches(batch, self.spec.micro_batch):
+    def _feed(self, batch: Batch, rows: int) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        for micro in micro_batches(batch, rows):
             yield micro.inputs, (micro.targets, micro.weights)
 
     def _loss_sum(self, logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:

@@ -38,7 +38,6 @@ from parallel.engines.base import (
     NamedParameters,
     StepResult,
     applied_steps,
-    check_batch,
     clip_factor,
     ensure_state,
     micro_batches,
@@ -120,20 +119,19 @@ class FsdpEngine:
     # What the loop asks for -----------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        check_batch(batch, self.spec.micro_batch)
+        rows, count = self.spec.cut(batch)
         for module in self.modules.values():
             module.train()
         batch = self._share(batch)
         valid = self.mesh.sum_over_data(float(batch.weights.sum()))
         self._batch, self._factor = batch, self.scale.factor * self.mesh.config.replicas / valid
         # FSDP2 means over replicas, of which context ranks hold parts of one micro-batch
-        share = self.mesh.config.context * self.spec.micro_batch / batch.inputs.shape[0]
-        self.layers.routing.start(self.scale.factor * share)
+        self.layers.routing.start(self.scale.factor * self.mesh.config.context / count)
         self._losses.zero_()
         if self.pipeline is None:
-            self._run_plain(batch)
+            self._run_plain(batch, rows)
         else:
-            self.pipeline.step(batch.inputs.to(self.device))
+            self.pipeline.step(batch.inputs.to(self.device), rows)
         self._take_gradients()
         loss_sum, squares = self._sum_over_world(float(self._losses), self._squares())
         norm = math.sqrt(squares) / self.scale.factor if math.isfinite(squares) else math.inf
@@ -152,8 +150,9 @@ class FsdpEngine:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:
+        rows, _ = self.spec.cut(batch)
         batch, total = self._share(batch), 0.0
-        for micro in micro_batches(batch, self.spec.micro_batch):
+        for micro in micro_batches(batch, rows):
             logits = self._forward(micro.inputs)
             if logits is not None:
                 total += float(self._weighted(logits, micro.targets, micro.weights))
@@ -271,20 +270,18 @@ class FsdpEngine:
         return Shard(name, declared, sharded, master, first * math.prod(declared.local_shape[1:]), copy, over)
 
     def _build_pipeline(self) -> Pipeline:
-        spec, config = self.spec, self.mesh.config
-        length, rows = spec.sequence_length // config.context, spec.micro_batch
-        share = config.tensor if config.sequence_parallel else 1
         return Pipeline(
-            self.mesh,
-            dict(self.modules),
-            self._stage_loss,
-            micro_batch=rows,
-            micro_batches=spec.micro_batches,
-            sequence_length=length,
-            activation=(length // share, rows, spec.model.hidden_size),
-            logits=(length, rows, spec.model.padded_vocab // config.tensor),
-            dtype=self.dtype,
+            self.mesh, dict(self.modules), self._stage_loss, between=self._between, ends=self._ends, dtype=self.dtype
         )
+
+    def _between(self, rows: int, length: int) -> tuple[int, ...]:
+        """Shape of what stages pass on of a micro-batch of tokens [rows, length]."""
+        share = self.mesh.config.tensor if self.mesh.config.sequence_parallel else 1
+        return length // share, rows, self.spec.model.hidden_size
+
+    def _ends(self, rows: int, length: int) -> tuple[int, ...]:
+        """Shape of a micro-batch's logits on this rank."""
+        return length, rows, self.spec.model.padded_vocab // self.mesh.config.tensor
 
     def _saves(self, index: int, shard: Shard) -> bool:
         """Whether this rank writes its rows: one rank of the tensor axis for whole parameters, replicas take turns."""
@@ -299,11 +296,11 @@ class FsdpEngine:
         self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
         return self.cut.batch(batch)
 
-    def _run_plain(self, batch: Batch) -> None:
+    def _run_plain(self, batch: Batch, rows: int) -> None:
         (module,) = self.modules.values()
         assert isinstance(module, FSDPModule)
-        last = batch.inputs.shape[0] // self.spec.micro_batch - 1
-        for index, micro in enumerate(micro_batches(batch, self.spec.micro_batch)):
+        last = batch.inputs.shape[0] // rows - 1
+        for index, micro in enumerate(micro_batches(batch, rows)):
             # ZeRO 2 and 3 keep no whole gradients between micro-batches; below that they are reduced once
             module.set_requires_gradient_sync(index == last or self.mesh.config.zero_stage >= 2)
             loss = self._weighted(module(micro.inputs.to(self.device)), micro.targets, micro.weights)

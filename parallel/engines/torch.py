@@ -24,7 +24,6 @@ from parallel.engines.base import (
     NamedParameters,
     StepResult,
     applied_steps,
-    check_batch,
     clip_factor,
     ensure_state,
     micro_batches,
@@ -72,13 +71,13 @@ class TorchEngine:
         self.scale = LossScale(spec.precision)
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        check_batch(batch, self.spec.micro_batch)
+        rows, count = self.spec.cut(batch)
         self.model.train()
         self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
-        self.layers.routing.start(self.scale.factor * self.spec.micro_batch / batch.inputs.shape[0])
+        self.layers.routing.start(self.scale.factor / count)
         valid = float(batch.weights.sum())
         loss_sum = torch.zeros((), device=self.device)
-        for micro in micro_batches(batch, self.spec.micro_batch):
+        for micro in micro_batches(batch, rows):
             loss = self._loss_sum(micro)
             (loss * (self.scale.factor / valid)).backward()
             loss_sum += loss.detach()
@@ -102,7 +101,7 @@ class TorchEngine:
         self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
         total = 0.0
         with torch.no_grad():
-            for micro in micro_batches(batch, self.spec.micro_batch):
+            for micro in micro_batches(batch, self.spec.cut(batch)[0]):
                 total += float(self._loss_sum(micro))
         return total, float(batch.weights.sum())
 

@@ -24,6 +24,7 @@ from parallel.check import check_engine, check_model, choose_engine
 from parallel.config import ParallelConfig
 from parallel.engines.base import Batch, Engine, EngineSpec
 from parallel.engines.fsdp import FsdpEngine
+from parallel.engines.pipeline import unwatched
 from parallel.engines.select import build_engine
 from parallel.mesh import Mesh
 from parallel.profile import Span, watched
@@ -228,8 +229,10 @@ def watch_step(case: Case) -> tuple[list[Span], int, list[str]]:
             run_steps(case, engine, mesh, range(1, 2), Curve())
         seen = list(spans)
         run_steps(case, engine, mesh, range(2, 3), Curve())
-        owners = engine.pipeline.held if isinstance(engine, FsdpEngine) else [engine.engine]
-        left = [name for owner in owners for name in vars(owner) if name.endswith(("_one_chunk", "_INSTRUCTION_MAP"))]
+        if isinstance(engine, FsdpEngine):
+            left = [] if engine.pipeline.watch is unwatched else ["watch"]
+        else:
+            left = [name for name in vars(engine.engine) if name == "_INSTRUCTION_MAP"]
     return seen, len(spans), left
 
 
