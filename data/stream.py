@@ -24,7 +24,7 @@ from data.mixture import Mixture
 from data.prefetch import Prefetcher
 from data.source import Piece, Source
 
-__all__ = ["BucketStream", "Prefetcher", "Samples", "Stream", "TokenStream", "hash_of"]
+__all__ = ["BucketStream", "Prefetcher", "Rows", "Stream", "TokenStream", "hash_of"]
 
 _CHUNK = 256
 _CHUNKS_CACHED = 64
@@ -34,7 +34,7 @@ Skips = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
-class Samples:
+class Rows:
     """Rows as packed. tokens: int64 [R, S + 1], row r predicts tokens[r, 1:] from tokens[r, :-1]; weights: float32 [R, S],
     how much each of them counts; sources: int64 [R], number of the source of each row."""
 
@@ -53,7 +53,7 @@ class TokenStream(Protocol):
     def length_at(self, place: int, length: int) -> int:
         """Targets of the rows of the batch that begins at a place; `length` is what the recipe says."""
 
-    def rows(self, places: np.ndarray, length: int) -> Samples:
+    def rows(self, places: np.ndarray, length: int) -> Rows:
         """Rows of `length` targets that begin at these places, int64 [R], multiples of `length`."""
 
     def consumed(self, place: int) -> list[int]:
@@ -92,7 +92,7 @@ class Stream:
     def length_at(self, place: int, length: int) -> int:
         return length
 
-    def rows(self, places: np.ndarray, length: int) -> Samples:
+    def rows(self, places: np.ndarray, length: int) -> Rows:
         assert self.unit % length == 0, (self.unit, length)
         out = np.empty((len(places), length + 1), np.int64)
         weights = np.ones((len(places), length), np.float32)
@@ -103,9 +103,9 @@ class Stream:
                 number, place = self._locate(unit)
                 chosen[row] = number
                 self.sources[number].layout.fill(place, offset, out[row], weights[row])
-        return Samples(out, weights, chosen)
+        return Rows(out, weights, chosen)
 
-    def batch(self, place: int, rows: int, length: int) -> Samples:
+    def batch(self, place: int, rows: int, length: int) -> Rows:
         """Rows one after another from a place on."""
         return self.rows(place + np.arange(rows, dtype=np.int64) * length, length)
 
@@ -168,11 +168,11 @@ class BucketStream:
     def length_at(self, place: int, length: int) -> int:
         return self._lengths[self._bucket(place)[0]]
 
-    def rows(self, places: np.ndarray, length: int) -> Samples:
+    def rows(self, places: np.ndarray, length: int) -> Rows:
         bucket, _ = self._bucket(int(places[0]))
         inner = np.array([self._bucket(place)[1] for place in places.tolist()])
         found = self._streams[bucket].rows(inner, length)
-        return Samples(found.tokens, found.weights, found.sources + self._first_source(bucket))
+        return Rows(found.tokens, found.weights, found.sources + self._first_source(bucket))
 
     def consumed(self, place: int) -> list[int]:
         chunks, within = divmod(past_skips_one(place, self.skips), self._chunk)

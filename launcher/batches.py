@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from data.prefetch import Prefetcher
-from data.stream import Samples, Stream, hash_of
+from data.stream import Rows, Stream, hash_of
+from data.tokenizers import load_corpus_tokenizer
 from launcher.config import Recipe
 from launcher.reading import Reading
 from launcher.slots import Slot, Slots
-from models.objectives import OBJECTIVES
+from launcher.vocabulary import vocabulary_of
+from models.objectives import Example, Objective, Samples, build_objective
 from parallel.engines.base import Batch
 from parallel.mesh import Mesh
 
@@ -48,7 +50,7 @@ class TrainBatches:
 
     def __init__(self, recipe: Recipe, mesh: Mesh, reading: Reading, counters: Counters, steps: int) -> None:
         self.recipe, self.mesh, self.reading, self.stream = recipe, mesh, reading, reading.stream
-        self.objective = OBJECTIVES[recipe.objective.name]
+        self.objective = objective_of(recipe)
         self._slots = Slots(recipe.train)
         self._known = [(counters.phase_tokens, counters.samples)]  # place and first sample of each step
         self._prefetcher = Prefetcher(self._make, depth=recipe.data.prefetch, stop=steps)
@@ -80,14 +82,29 @@ class TrainBatches:
             own = self.stream.rows(places[skip : skip + rows], slot.length)
             return Fetched(self._batch(own, sample + skip), slot)
         whole = self.stream.rows(places, slot.length)  # rank 0 alone reads all of it, for its hash
-        own = Samples(*(part[skip : skip + rows] for part in (whole.tokens, whole.weights, whole.sources)))
+        own = Rows(*(part[skip : skip + rows] for part in (whole.tokens, whole.weights, whole.sources)))
         counts = Counter(whole.sources.tolist()) if len(self.reading.names) > 1 else {}
         drawn = {self.reading.names[source]: count * slot.length for source, count in sorted(counts.items())}
         return Fetched(self._batch(own, sample + skip), slot, hash_of(whole.tokens), drawn)
 
-    def _batch(self, samples: Samples, first_sample: int) -> Batch:
-        inputs, targets, weights = self.objective(torch.from_numpy(samples.tokens))
-        return Batch(inputs, targets, weights * torch.from_numpy(samples.weights), first_sample)
+    def _batch(self, rows: Rows, first_sample: int) -> Batch:
+        samples = Samples(rows.tokens, first_sample + np.arange(len(rows.tokens)), rows.weights)
+        return batch_of(self.objective(samples), first_sample)
+
+
+def objective_of(recipe: Recipe) -> Objective:
+    """The objective of a phase, told of its corpus's tokenizer."""
+    vocabulary = vocabulary_of(recipe.objective, load_corpus_tokenizer(recipe.data.home), recipe.data.home)
+    return build_objective(recipe.objective, vocabulary, recipe.seed)
+
+
+def batch_of(example: Example, first_sample: int) -> Batch:
+    """An example as the engines take it."""
+    inputs, targets, weights = map(torch.from_numpy, (example.inputs, example.targets, example.weights))
+    documents, prefix = (
+        None if part is None else torch.from_numpy(part) for part in (example.documents, example.prefix)
+    )
+    return Batch(inputs, targets, weights, first_sample, documents, prefix)
 
 
 def validation_batches(recipe: Recipe, mesh: Mesh, stream: Stream) -> Iterator[Batch]:
@@ -95,14 +112,13 @@ def validation_batches(recipe: Recipe, mesh: Mesh, stream: Stream) -> Iterator[B
 
     Rows beyond the last sequence, needed to give every data rank whole micro-batches, have weight 0.
     """
-    train, objective, source = recipe.train, OBJECTIVES[recipe.objective.name], stream.sources[0]
+    train, objective, source = recipe.train, objective_of(recipe), stream.sources[0]
     length = train.sequence_length
     sequences = min(-(-(train.validation_tokens or source.tokens) // length), source.units)
     share = train.micro_batch * mesh.config.data
     for start in range(0, sequences, share):
         first = start + mesh.place.data * train.micro_batch
-        samples = stream.batch(first * length, train.micro_batch, length)
-        inputs, targets, weights = objective(torch.from_numpy(samples.tokens))
-        weights = weights * torch.from_numpy(samples.weights)
-        weights[max(0, sequences - first) :] = 0
-        yield Batch(inputs, targets, weights, first)
+        rows = stream.batch(first * length, train.micro_batch, length)
+        batch = batch_of(objective(Samples(rows.tokens, first + np.arange(train.micro_batch), rows.weights)), first)
+        batch.weights[max(0, sequences - first) :] = 0
+        yield batch

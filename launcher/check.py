@@ -14,6 +14,7 @@ from launcher.compose import phases_of
 from launcher.config import Recipe, RecipeError
 from launcher.reading import epoch_tokens, longest_sequence, phase_stream
 from launcher.slots import Slots, lengths_of
+from launcher.vocabulary import special_tokens
 from parallel.check import check_engine, check_micro_batches, check_model, choose_engine, resolve_world
 
 
@@ -35,6 +36,7 @@ def check_corpus(recipe: Recipe) -> Recipe:
     """Open the corpus of every phase; all must share a tokenizer. Returns the recipe with its vocabulary filled in."""
     first = _open(recipe.data.home)
     for phase in phases_of(recipe):
+        special_tokens(phase.objective, load_corpus_tokenizer(phase.data.home), phase.data.home)
         for path in dict.fromkeys([phase.data.home, *(part.path for part in phase.data.parts)]):
             if _open(path).tokenizer_fingerprint != first.tokenizer_fingerprint:
                 raise RecipeError(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import CorpusConfig, DataConfig, TokenizerConfig
-from models.config import OBJECTIVE_NAMES, ModelConfig
+from models.config import ModelConfig
+from models.objectives.config import ObjectiveConfig
 from parallel.config import ParallelConfig, PrecisionConfig
 
 
@@ -133,18 +134,6 @@ class TrainConfig:
     def batch_sequences(self) -> int:
         """Sequences of one global batch."""
         return self.batch_tokens // self.sequence_length
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What the model must predict."""
-
-    name: str = "causal"
-    """causal: every next token of a packed sequence, all weighted alike."""
-
-    def __post_init__(self) -> None:
-        """Refuse unknown objectives."""
-        _one_of("objective.name", self.name, OBJECTIVE_NAMES)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rotary", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu")
 GATED = ("swiglu", "geglu")
-OBJECTIVE_NAMES = ("causal",)  # of models.objectives, which imports torch and so is not for the launcher
 
 
 def _refuse_unless(condition: bool, option: str, value: object, limit: str) -> None:

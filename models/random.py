@@ -7,29 +7,15 @@ and any rectangle of a tensor can be made alone: a shard holds the same bits as 
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
 
+from models.keys import GAMMA, MIX1, MIX2, signed
+from models.keys import stream_key as stream_key
+
 CHUNK = 1 << 20  # elements at a time: temporaries stay in cache, memory beyond the tensor stays constant
-
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX1 = 0xBF58476D1CE4E5B9
-_MIX2 = 0x94D049BB133111EB
-
-
-def _signed(value: int) -> int:
-    """The int64 with the same bits as a uint64."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
-def stream_key(seed: int, *names: str | int) -> int:
-    """64-bit key of the stream that belongs to a seed and a path of names."""
-    text = "/".join(str(name) for name in (seed, *names)).encode()
-    return _signed(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -42,9 +28,9 @@ def uniform(key: int | Tensor, index: Tensor) -> Tensor:
 
     52, not 53: float64 then holds bits + 0.5 exactly, so the ends 0 and 1 (an infinite normal number) cannot come out.
     """
-    x = (index + 1).mul_(_signed(_GAMMA)).add_(key)
-    x = x.bitwise_xor_(_shift(x, 30)).mul_(_signed(_MIX1))
-    x = x.bitwise_xor_(_shift(x, 27)).mul_(_signed(_MIX2))
+    x = (index + 1).mul_(signed(GAMMA)).add_(key)
+    x = x.bitwise_xor_(_shift(x, 30)).mul_(signed(MIX1))
+    x = x.bitwise_xor_(_shift(x, 27)).mul_(signed(MIX2))
     x = x.bitwise_xor_(_shift(x, 31))
     return _shift(x, 12).to(torch.float64).add_(0.5).mul_(2.0**-52)
 

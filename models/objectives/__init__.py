@@ -1,22 +1,14 @@
 """Objectives: what a model sees of a sample and what it must predict, with which weight.
 
-An objective is a function of a packed sample alone, independent of model and stream.
+Each is a pure function of packed samples, independent of model and stream: `base.py` has the seam, `build.py` makes one of its
+options, `config.py` has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor
-
-Objective = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-
-
-def causal(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Predict every next token. samples: int64 [B, S + 1] -> inputs [B, S], targets [B, S], weights float32 [B, S]."""
-    inputs, targets = samples[:, :-1].contiguous(), samples[:, 1:].contiguous()
-    return inputs, targets, torch.ones(inputs.shape, dtype=torch.float32)
-
-
-OBJECTIVES: dict[str, Objective] = {"causal": causal}
+from models.objectives.base import Columns as Columns
+from models.objectives.base import Example as Example
+from models.objectives.base import Objective as Objective
+from models.objectives.base import Samples as Samples
+from models.objectives.base import Vocabulary as Vocabulary
+from models.objectives.build import build_objective as build_objective

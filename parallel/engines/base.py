@@ -25,13 +25,16 @@ class Batch:
     """This data rank's sequences of one global batch.
 
     inputs, targets: int64 [R, S]; weights: float32 [R, S], how much each target counts; first_sample: global index of
-    the first row. Rows are cut into micro-batches in order.
+    the first row. Rows are cut into micro-batches in order. documents: int64 [R, S], the document of each token, or None for
+    those that end where the model's `document_end` stands; prefix: bool [R, S], tokens that their whole document sees, or None.
     """
 
     inputs: Tensor
     targets: Tensor
     weights: Tensor
     first_sample: int
+    documents: Tensor | None = None
+    prefix: Tensor | None = None
 
 
 @dataclass(frozen=True)
