@@ -13,6 +13,7 @@ from data.prefetch import Prefetcher
 from data.stream import Rows, Stream, hash_of
 from data.tokenizers import load_corpus_tokenizer
 from launcher.config import Recipe
+from launcher.objective import encoder_length_of
 from launcher.reading import Reading
 from launcher.slots import Slot, Slots
 from launcher.vocabulary import vocabulary_of
@@ -95,7 +96,7 @@ class TrainBatches:
 def objective_of(recipe: Recipe) -> Objective:
     """The objective of a phase, told of its corpus's tokenizer."""
     vocabulary = vocabulary_of(recipe.objective, load_corpus_tokenizer(recipe.data.home), recipe.data.home)
-    return build_objective(recipe.objective, vocabulary, recipe.seed)
+    return build_objective(recipe.objective, vocabulary, recipe.seed, encoder_length_of(recipe.model))
 
 
 def batch_of(example: Example, first_sample: int) -> Batch:

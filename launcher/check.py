@@ -12,6 +12,7 @@ from data.plan import Progress
 from data.tokenizers import load_corpus_tokenizer
 from launcher.compose import phases_of
 from launcher.config import Recipe, RecipeError
+from launcher.objective import check_objectives
 from launcher.reading import epoch_tokens, longest_sequence, phase_stream
 from launcher.slots import Slots, lengths_of
 from launcher.vocabulary import special_tokens
@@ -84,11 +85,11 @@ def with_epochs(recipe: Recipe) -> Recipe:
 
 def check_layout(recipe: Recipe, world_size: int) -> None:
     """Refuse a world, batch, sequence or model that does not divide, in any phase. The vocabulary must be known."""
+    check_objectives(phases_of(recipe))
     for phase in phases_of(recipe):
         layout, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
         check_model(layout, phase.model, phase.train.sequence_length)
         check_batch(phase, layout.data)
-        check_objective(phase)
         check_micro_batches(layout, phase.train.batch_sequences // (phase.train.micro_batch * layout.data))
 
 
@@ -144,15 +145,6 @@ def check_batch(recipe: Recipe, data: int) -> None:
                 f"micro-batches of {train.micro_batch} on {data} data ranks{where}; the nearest is "
                 f"{max(share, size // share * share)}, or choose another train.micro_batch"
             )
-
-
-def check_objective(recipe: Recipe) -> None:
-    """Refuse an objective that a model would answer by looking."""
-    if recipe.objective.name == "causal" and not recipe.model.causal:
-        raise RecipeError(
-            "model.causal=false: objective.name=causal asks for the next token, which attention would see; set "
-            "model.causal=true or choose an objective that hides what it asks for"
-        )
 
 
 def check_directory(recipe: Recipe) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelConfig, RopeScaling
-from models.core import CoreSpec, Spans, positions_of
+from models.core import CoreSpec, Spans, positions_of, take_spans
 from models.feedforward import residual_std
 from models.functions import rms_norm, rotate, split_and_rotate
 from models.layers import Layers
@@ -39,6 +39,7 @@ class Attention(nn.Module):
             causal=config.causal,
             window=config.attention_window,
             documents=config.document_mask,
+            prefix=config.prefix_mask,
             dropout=config.attention_dropout,
             dropout_key=key_tensor(stream_key(layers.clock.seed, "dropout", name, "attention")),
             heads=config.heads,
@@ -47,28 +48,31 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
         """x: [S, B, H] -> [S, B, H]."""
-        query, key, value = self._heads(self.qkv(x))
+        query, key, value = self._heads(self.qkv(x), first_sample)
         if self.recompute_core and self.training:
             mixed = checkpoint(self._core, query, key, value, first_sample, use_reentrant=False)
         else:
             mixed = self._core(query, key, value, first_sample)
         return self.output(mixed)
 
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _rotation(self, qkv: Tensor, first_sample: int | Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine for qkv [S, B, …]: [S, 1, 1, D] each, or [S, B, 1, D] where each document has its own positions."""
+        config, layers, length = self.config, self._layers, qkv.shape[0]
+        if config.positions != "rotary":
+            return None
+        spans = layers.spans_in_heads(length)
+        options = config.head_width, config.rope_theta, config.rope_scaling, qkv.device, qkv.dtype
+        if not config.reset_position_ids:
+            return rotary_table(spans, *options)
+        places = layers.clock.positions(first_sample, qkv.shape[1])
+        cosine, sine = rotary_table(((0, places.shape[1]),), *options)
+        own = take_spans(places, spans, 1).t()
+        return cosine[own, 0], sine[own, 0]
+
+    def _heads(self, qkv: Tensor, first_sample: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[S, B, (A + 2 G) D] -> query [S, B, A, D], key and value [S, B, G, D], normed and rotated."""
-        width, config = self.config.head_width, self.config
-        table = (
-            rotary_table(
-                self._layers.spans_in_heads(qkv.shape[0]),
-                width,
-                config.rope_theta,
-                config.rope_scaling,
-                qkv.device,
-                qkv.dtype,
-            )
-            if config.positions == "rotary"
-            else None
-        )
+        width = self.config.head_width
+        table = self._rotation(qkv, first_sample)
         if table is not None and self.query_norm is None:
             return split_and_rotate(qkv, self.heads, self.kv_heads, *table)
         parts = qkv.unflatten(-1, (-1, width)).split([self.heads, self.kv_heads, self.kv_heads], dim=-2)

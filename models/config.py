@@ -95,6 +95,10 @@ class ModelConfig:
     """Sliding window in tokens: a position sees itself and the window - 1 before it (Mistral); 0 for all before it."""
     document_mask: bool = False
     """Attention does not cross the ends of documents packed into one sequence; positions run on (Llama 3)."""
+    reset_position_ids: bool = False
+    """Positions begin at 0 with each document packed into a sequence; needs document_mask."""
+    prefix_mask: bool = False
+    """What the objective marks as a prefix is seen by all of its document, also from before it (prefix LM, UL2)."""
     document_end: int = -1
     """Token that ends a document, for document_mask; -1 takes the corpus's."""
     causal: bool = True
@@ -128,6 +132,15 @@ class ModelConfig:
         if self.document_end >= 0 and not self.document_mask:
             raise ModelError(
                 f"model.document_end={self.document_end}: has no effect with model.document_mask=false; leave it out"
+            )
+        if self.reset_position_ids and (not self.document_mask or self.positions == "none"):
+            option = "document_mask=false" if not self.document_mask else "positions=none"
+            raise ModelError(
+                f"model.reset_position_ids=true: has no effect with model.{option}; change that or leave it out"
+            )
+        if self.prefix_mask and not self.causal:
+            raise ModelError(
+                "model.prefix_mask=true: has no effect with model.causal=false, where everything is seen; leave one out"
             )
         for option in ("rope_theta", "norm_eps", "init_std"):
             _refuse_unless(getattr(self, option) > 0, f"model.{option}", getattr(self, option), "above 0")

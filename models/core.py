@@ -28,19 +28,22 @@ AttentionCore = Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
 
 @dataclass(frozen=True)
 class CoreSpec:
-    """What is computed, the same at every layout. heads: query heads of the whole model; dropout_key: stream of its masks."""
+    """What is computed, the same at every layout. documents: attention does not cross them; prefix: what is marked as one is
+    seen from before it too; heads: query heads of the whole model; dropout_key: stream of its masks."""
 
     causal: bool = True
     window: int = 0
     documents: bool = False
+    prefix: bool = False
     dropout: float = 0.0
     dropout_key: int | Tensor = 0
     heads: int = 1
 
-    def empty(self, rows: Span, columns: Span) -> bool:
-        """Whether no row sees any column, whatever the documents are."""
+    def empty(self, rows: Span, columns: Span, *, marked: bool = False) -> bool:
+        """Whether no row sees any column, whatever the documents are. marked: whether some column may be of a prefix."""
         ahead, behind = columns[0] - (rows[1] - 1), rows[0] - (columns[1] - 1)
-        return (self.causal and ahead > 0) or (self.window > 0 and max(ahead, behind) >= self.window)
+        hidden = self.causal and not marked and ahead > 0
+        return hidden or (self.window > 0 and max(ahead, behind) >= self.window)
 
     def full(self, rows: Span, columns: Span) -> bool:
         """Whether every row sees every column of its document."""
@@ -85,13 +88,25 @@ def visible(causal: bool, window: int, rows: Spans, columns: Spans, device: torc
     return seen & (distance.abs() < window) if window else seen
 
 
-def mask_for(spec: CoreSpec, rows: Spans, columns: Spans, documents: Tensor | None, device: torch.device) -> Tensor:
-    """bool [Q, K], or [B, 1, Q, K] where documents int64 [B, S] part them."""
+def mask_for(
+    spec: CoreSpec,
+    rows: Spans,
+    columns: Spans,
+    documents: Tensor | None,
+    device: torch.device,
+    prefix: Tensor | None = None,
+) -> Tensor:
+    """bool [Q, K], or [B, 1, Q, K] where documents int64 [B, S] part them or a prefix bool [B, S] is seen from everywhere."""
     seen = visible(spec.causal, spec.window, rows, columns, device)
-    if documents is None:
+    if documents is None and prefix is None:
         return seen
-    ours, theirs = take_spans(documents, rows, 1), take_spans(documents, columns, 1)
-    return (seen & (ours[:, :, None] == theirs[:, None, :]))[:, None]
+    seen = seen[None]
+    if prefix is not None and spec.causal:
+        seen = seen | (take_spans(prefix, columns, 1)[:, None, :] & visible(False, spec.window, rows, columns, device))
+    if documents is not None:
+        ours, theirs = take_spans(documents, rows, 1), take_spans(documents, columns, 1)
+        seen = seen & (ours[:, :, None] == theirs[:, None, :])
+    return seen[:, None]
 
 
 def drop_weights(
@@ -127,6 +142,12 @@ def document_numbers(tokens: Tensor, end: int) -> Tensor:
     return ends.cumsum(1) - ends
 
 
+def parts_of(spec: CoreSpec, clock: Clock, first_sample: int, sequences: int) -> tuple[Tensor | None, Tensor | None]:
+    """Documents int64 [B, S] and prefixes bool [B, S] of some sequences, where the model's attention asks for them."""
+    documents = clock.documents(first_sample, sequences) if spec.documents else None
+    return documents, clock.prefix(first_sample, sequences) if spec.prefix else None
+
+
 class PlainCore:
     """Attention over whole sequences. first_head: global index of the first query head here."""
 
@@ -139,17 +160,23 @@ class PlainCore:
         grouped = q.shape[1] != k.shape[1]
         if spec.dropout > 0 and training:
             mixed = self._with_dropout(q, k, v, first_sample)
-        elif not spec.documents and (spec.window == 0 or spec.window >= q.shape[2]):
+        elif not self._masked(q, first_sample):
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=spec.causal, enable_gqa=grouped)
         else:
             mask = self._mask(q, first_sample)
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         return mixed.permute(2, 0, 1, 3).flatten(2)
 
+    def _masked(self, q: Tensor, first_sample: int) -> bool:
+        """Whether more is hidden, or less, than causality says."""
+        spec = self.spec
+        windowed = 0 < spec.window < q.shape[2]
+        return windowed or any(part is not None for part in parts_of(spec, self.clock, first_sample, q.shape[0]))
+
     def _mask(self, q: Tensor, first_sample: int) -> Tensor:
         whole = ((0, q.shape[2]),)
-        documents = self.clock.documents(first_sample, q.shape[0]) if self.spec.documents else None
-        return mask_for(self.spec, whole, whole, documents, q.device)
+        documents, prefix = parts_of(self.spec, self.clock, first_sample, q.shape[0])
+        return mask_for(self.spec, whole, whole, documents, q.device, prefix)
 
     def _with_dropout(self, q: Tensor, k: Tensor, v: Tensor, first_sample: int) -> Tensor:
         """The core written out, since a fused kernel would draw its own mask: q [B, A, S, D] -> [B, A, S, D]."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -53,14 +54,23 @@ class PositionBlock(Block):
         if config.positions == "learned":
             table = nn.Parameter(torch.empty(config.max_sequence, config.hidden_size, dtype=layers.dtype))
             self.weight = layers.replicated(table, std=config.init_std)
+        self.resets = config.reset_position_ids and config.positions == "learned"
         self.dropout = Dropout(layers, config.dropout, self.name)
 
     def forward(self, x: Tensor) -> Tensor:
+        dropping = self.dropout.probability > 0 and self.training
+        first_sample = self._layers.clock.first_sample(self.name, x.shape[1]) if dropping or self.resets else 0
         if self.weight is not None:
-            x = x + take_spans(self._layers.use(self.weight), self._layers.spans(x.shape[0]), 0)[:, None, :]
-        if self.dropout.probability == 0 or not self.training:
-            return x
-        return self.dropout(x, self._layers.clock.first_sample(self.name, x.shape[1]), self._layers.uncut(x.shape[0]))
+            x = x + self._rows(self._layers.use(self.weight), x, first_sample)
+        return self.dropout(x, first_sample, self._layers.uncut(x.shape[0])) if dropping else x
+
+    def _rows(self, table: Tensor, x: Tensor, first_sample: int) -> Tensor:
+        """Rows of the table for x [S, B, H]: [S, 1, H], or [S, B, H] where each document has its own positions."""
+        spans = self._layers.spans(x.shape[0])
+        if not self.resets:
+            return take_spans(table, spans, 0)[:, None, :]
+        places = self._layers.clock.positions(first_sample, x.shape[1])
+        return F.embedding(take_spans(places, spans, 1).t(), table)
 
 
 class DecoderLayer(Block):
@@ -70,7 +80,7 @@ class DecoderLayer(Block):
         super().__init__(f"layers.{index}")
         self.pre_norm = config.norm_position == "pre"
         self.recompute = recompute == "block"
-        self.parted = config.document_mask
+        self.parted = config.document_mask or config.prefix_mask
         self._layers = layers
         self.attention_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
         self.attention = Attention(config, layers, self.name, recompute_core=recompute == "selective")

@@ -65,7 +65,7 @@ def fill_normal(tensor: Tensor, key: int, shape: tuple[int, ...], offset: tuple[
 
 class Clock:
     """Which samples a forward pass sees, so that dropout masks are a function of the sample and not of the layout, and
-    the documents that they are made of, which every stage of a pipeline must know.
+    the documents and prefixes that they are made of, which every stage of a pipeline must know.
 
     The engine calls `start` once a step with the global index of the first sequence of this data rank; the
     micro-batches follow in order. A block asks `first_sample` once a forward pass; recomputation is given the same
@@ -78,12 +78,15 @@ class Clock:
         self._first = 0
         self._calls: dict[str, int] = {}
         self._documents: Tensor | None = None
+        self._prefix: Tensor | None = None
+        self._positions: Tensor | None = None
 
-    def start(self, first_sample: int, documents: Tensor | None = None) -> None:
+    def start(self, first_sample: int, documents: Tensor | None = None, prefix: Tensor | None = None) -> None:
         """A step begins whose first sequence on this data rank has this global index. documents: int64 [R, S], the number
-        of each token's document, S uncut; for models whose attention does not cross documents."""
+        of each token's document, S uncut; for models whose attention does not cross documents. prefix: bool [R, S], tokens
+        that their whole document sees; None for none."""
         self.moment += 1
-        self._first, self._documents = first_sample, documents
+        self._first, self._documents, self._prefix, self._positions = first_sample, documents, prefix, None
         self._calls = {}
 
     def first_sample(self, block: str, sequences: int) -> int:
@@ -96,6 +99,19 @@ class Clock:
         """Document numbers int64 [B, S] of some sequences of this step, S uncut."""
         assert self._documents is not None, "a model with a document mask was run without being told of documents"
         return self._documents[first_sample - self._first :][:sequences]
+
+    def prefix(self, first_sample: int, sequences: int) -> Tensor | None:
+        """Whether tokens [B, S] of some sequences of this step belong to a prefix; None where none of the step does."""
+        return None if self._prefix is None else self._prefix[first_sample - self._first :][:sequences]
+
+    def positions(self, first_sample: int, sequences: int) -> Tensor:
+        """How many tokens of its document stand before each token, int64 [B, S], S uncut."""
+        if self._positions is None:
+            assert self._documents is not None, "a model that counts positions by document was not told of documents"
+            begins = torch.diff(self._documents, dim=1, prepend=self._documents[:, :1] - 1) != 0
+            place = torch.arange(self._documents.shape[1], device=self._documents.device)
+            self._positions = place - (place * begins).cummax(1).values
+        return self._positions[first_sample - self._first :][:sequences]
 
 
 def key_tensor(key: int) -> Tensor:

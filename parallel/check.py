@@ -139,6 +139,7 @@ def _check_compiled(config: ParallelConfig, model: ModelConfig) -> None:
         (f"model.moe.experts={model.moe.experts}: how many tokens each expert gets", model.moe.experts > 0),
         (f"parallel.context={config.context}: what attention sends and receives", config.context > 1),
         ("model.document_mask=true: where documents end", model.document_mask),
+        ("model.prefix_mask=true: where prefixes end", model.prefix_mask),
     ):
         if there:
             raise ParallelError(

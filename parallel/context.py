@@ -45,7 +45,7 @@ class SequenceCut:
         return x if self.degree == 1 else take_spans(x, self.spans(x.shape[1]), 1)
 
     def batch(self, batch: Batch) -> Batch:
-        """This rank's positions of a batch."""
+        """This rank's positions of a batch; documents and prefixes are the clock's business."""
         inputs, targets, weights = (self.take(part) for part in (batch.inputs, batch.targets, batch.weights))
         return Batch(inputs, targets, weights, batch.first_sample)
 
@@ -68,6 +68,16 @@ def cut_for(mesh: Mesh) -> SequenceCut:
 def documents_of(model: ModelConfig, tokens: Tensor, device: torch.device) -> Tensor | None:
     """Document numbers of uncut sequences [R, S], where the model's attention asks for them."""
     return document_numbers(tokens.to(device), model.document_end) if model.document_mask else None
+
+
+def start_clock(clock: Clock, model: ModelConfig, batch: Batch, device: torch.device) -> None:
+    """Tell the clock of a batch whose sequences are uncut: its samples, and what the model's attention asks for of documents
+    (the batch's own, or what ends parted) and prefixes."""
+    documents = documents_of(model, batch.inputs, device)
+    if documents is not None and batch.documents is not None:
+        documents = batch.documents.to(device)
+    prefix = batch.prefix.to(device) if model.prefix_mask and batch.prefix is not None else None
+    clock.start(batch.first_sample, documents, prefix)
 
 
 def core_for(mesh: Mesh, spec: CoreSpec, clock: Clock, heads: int) -> AttentionCore:

@@ -7,7 +7,7 @@ they are back where they belong. Blocks that the mask empties are not computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.attention_block import Drop, attend, attend_backward
-from models.core import CoreSpec, Span, Spans, drop_weights, length_of, mask_for
+from models.core import CoreSpec, Span, Spans, drop_weights, length_of, mask_for, parts_of, take_spans
 from models.random import Clock
 
 if TYPE_CHECKING:
@@ -35,9 +35,12 @@ class Task:
     """full, causal (both are the same positions), or partial."""
 
 
-def tasks(spec: CoreSpec, mine: Spans, theirs: Spans) -> list[Task]:
+def tasks(
+    spec: CoreSpec, mine: Spans, theirs: Spans, marked: Callable[[Spans], bool] = lambda spans: False
+) -> list[Task]:
     """Blocks of queries at `mine` and keys at `theirs` that are not empty, as few as full ones allow.
 
+    marked: whether any sequence has a prefix at some columns, which then hides none of them by causality alone.
     A row's own positions come first: every row sees itself there, so its log-sum-exp is finite from then on.
     """
     rows, columns = _places(mine), _places(theirs)
@@ -49,11 +52,12 @@ def tasks(spec: CoreSpec, mine: Spans, theirs: Spans) -> list[Task]:
             found.append(Task(place, (0, length_of(theirs)), (row,), theirs, "full"))
             continue
         for at, column in zip(columns, theirs, strict=True):
-            if spec.empty(row, column):
+            ahead = spec.causal and column[1] - 1 > row[0] and marked((column,))
+            if spec.empty(row, column, marked=ahead):
                 continue
             kind = "full" if spec.full(row, column) else "partial"
             within = spec.window == 0 or spec.window >= row[1] - row[0]
-            if row == column and spec.causal and within:
+            if row == column and spec.causal and within and not ahead:
                 kind = "causal"
             found.append(Task(place, at, (row,), (column,), kind))
     return sorted(found, key=lambda task: task.row_spans != task.column_spans)
@@ -75,10 +79,9 @@ class RingCore:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, first_sample: int, training: bool) -> Tensor:
         """query [S/C, B, A, D], key and value [S/C, B, G, D] -> [S/C, B, A * D]."""
         q, k, v = (part.permute(1, 2, 0, 3) for part in (query, key, value))
-        documents = self.clock.documents(first_sample, q.shape[0]) if self.spec.documents else None
-        turn = _Turn(
-            q.device, self, documents, first_sample, self.spec.dropout > 0 and training, q.shape[2] * self.cut.degree
-        )
+        documents, prefix = parts_of(self.spec, self.clock, first_sample, q.shape[0])
+        dropping, length = self.spec.dropout > 0 and training, q.shape[2] * self.cut.degree
+        turn = _Turn(q.device, self, documents, prefix, first_sample, dropping, length)
         return _Ring.apply(q, k, v, turn).permute(2, 0, 1, 3).flatten(2)
 
 
@@ -90,6 +93,7 @@ class _Turn:
 
     core: RingCore
     documents: Tensor | None
+    prefix: Tensor | None
     first_sample: int
     dropping: bool
     length: int
@@ -98,13 +102,26 @@ class _Turn:
         """Blocks of a step: each with its mask, where it is neither full nor plainly causal, and its dropout."""
         core, cut = self.core, self.core.cut
         source = (cut.rank - step) % cut.degree
-        for task in tasks(core.spec, cut.spans(self.length), cut.spans(self.length, source)):
+        for task in tasks(core.spec, cut.spans(self.length), cut.spans(self.length, source), self._marked):
+            if self._parted(task):
+                continue
             yield task, self._mask(task), self._drop(task) if self.dropping else None
+
+    def _marked(self, columns: Spans) -> bool:
+        return self.prefix is not None and bool(take_spans(self.prefix, columns, 1).any())
+
+    def _parted(self, task: Task) -> bool:
+        """Whether rows and columns have no document in common in any sequence: their numbers do not meet."""
+        if self.documents is None:
+            return False
+        ours, theirs = (take_spans(self.documents, spans, 1) for spans in (task.row_spans, task.column_spans))
+        apart = (ours.amin(1) > theirs.amax(1)) | (theirs.amin(1) > ours.amax(1))
+        return bool(apart.all())
 
     def _mask(self, task: Task) -> Tensor | None:
         if self.documents is None and task.mask != "partial":
             return None
-        return mask_for(self.core.spec, task.row_spans, task.column_spans, self.documents, self.device)
+        return mask_for(self.core.spec, task.row_spans, task.column_spans, self.documents, self.device, self.prefix)
 
     def _drop(self, task: Task) -> Drop:
         def drop(weights: Tensor) -> Tensor:

@@ -16,16 +16,21 @@ from models.objectives.span_corruption import SpanSplit
 from models.objectives.weighting import Weighted
 
 
-def build_objective(config: ObjectiveConfig, vocabulary: Vocabulary, seed: int) -> Objective:
-    """The objective of a run or phase. vocabulary: must have config.special_tokens()."""
-    parts = [_build(config, part, vocabulary, seed, str(number)) for number, part in enumerate(config.parts)]
+def build_objective(config: ObjectiveConfig, vocabulary: Vocabulary, seed: int, encoder_length: int = 0) -> Objective:
+    """The objective of a run or phase. vocabulary: must have config.special_tokens(); encoder_length: tokens of a row that an
+    encoder reads, which for a decoder alone are none."""
+    parts = [
+        _build(config, part, vocabulary, seed, str(number), encoder_length) for number, part in enumerate(config.parts)
+    ]
     whole: Objective = parts[0]
     if config.mixture:
         whole = Mixture(parts, [part.weight for part in config.mixture], seed, vocabulary.eod)
     return Weighted(config.weights, whole) if config.weights.column else whole
 
 
-def _build(whole: ObjectiveConfig, part: ObjectiveConfig, vocabulary: Vocabulary, seed: int, place: str) -> Objective:
+def _build(
+    whole: ObjectiveConfig, part: ObjectiveConfig, vocabulary: Vocabulary, seed: int, place: str, encoder: int
+) -> Objective:
     """One part of a mixture, or all. place: its number, which keeps parts' draws apart."""
     names, ids = whole.tokens, vocabulary.special
     if part.name == "causal":
@@ -42,7 +47,7 @@ def _build(whole: ObjectiveConfig, part: ObjectiveConfig, vocabulary: Vocabulary
         vocabulary.eod,
         by_document=part.unit == "document",
         mode=ids[part.mode] if part.mode else -1,
-        encoder=whole.encoder_length,
+        encoder=encoder,
     )
 
 

@@ -223,9 +223,6 @@ class ObjectiveConfig:
     document by itself."""
     mode: str = ""
     """prefix_lm and span_corruption: a special token before each unit that says what is asked (UL2's [R], [S], [X])."""
-    encoder_length: int = 0
-    """prefix_lm and span_corruption: above 0, rows for an encoder-decoder: this many tokens for what is given, and the rest
-    of train.sequence_length for what must be predicted."""
     prefix_lm: PrefixConfig = PrefixConfig()
     """Options of name=prefix_lm."""
     masked_lm: MaskedConfig = MaskedConfig()
@@ -259,7 +256,6 @@ class ObjectiveConfig:
         if self.weight <= 0:
             raise ModelError(f"objective.weight={self.weight}: must be above 0; leave out what shall not be drawn")
         self._check_mixture()
-        self._check_encoder()
 
     def _check_mixture(self) -> None:
         if (self.name == "mixture") != bool(self.mixture):
@@ -271,19 +267,9 @@ class ObjectiveConfig:
             place = f"objective.mixture[{index}]"
             if part.name == "mixture":
                 raise ModelError(f"{place}.name=mixture: a mixture has no mixtures in it; list their parts")
-            for option in ("tokens", "weights", "encoder_length"):
+            for option in ("tokens", "weights"):
                 if getattr(part, option) != getattr(ObjectiveConfig, option):
                     raise ModelError(f"{place}.{option}: is one for all parts of a mixture; set objective.{option}")
-
-    def _check_encoder(self) -> None:
-        if self.encoder_length < 0:
-            raise ModelError(f"objective.encoder_length={self.encoder_length}: must be at least 0")
-        for part in self.parts if self.encoder_length else ():
-            if part.name not in PAIRS:
-                raise ModelError(
-                    f"objective.encoder_length={self.encoder_length}: {part.name} has no source and target; set it to 0 or "
-                    f"choose one of {', '.join(PAIRS)}"
-                )
 
     @property
     def parts(self) -> tuple[ObjectiveConfig, ...]:

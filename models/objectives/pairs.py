@@ -2,7 +2,7 @@
 
 In a decoder both stand behind one another and the source is a prefix; for an encoder-decoder each has its part of the row.
 A row holds as many units as fit; one that does not fit whole is shortened at its end before it is parted, and what is left of
-the row after it is dropped, so that no source stands without its target. Targets end with `eod`.
+the row after it is dropped, so that no source stands without its target.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 from models.objectives import units
 from models.objectives.base import Example, Samples
 from models.objectives.draw import Draws, stream_keys
+from models.objectives.units import Unit
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Tokens int64 and their weights float32. asked: what is predicted, without the `eod` at its end."""
+    """Tokens int64 of both, and the weights float32 of what is asked for."""
 
     given: np.ndarray
     asked: np.ndarray
@@ -27,9 +28,10 @@ class Pair:
 
 
 class Splitter(Protocol):
-    """Parts a text in what is given and what is asked for."""
+    """Parts a text in what is given and what is asked for. closes: an `eod` ends every target, not only the end of a text."""
 
     draws: ClassVar[tuple[str, ...]]
+    closes: ClassVar[bool]
 
     def sizes(self, tokens: np.ndarray, draws: Draws, number: int) -> tuple[int, int]:
         """How many tokens source and target of a text of at least 2 tokens have, the final `eod` not counted."""
@@ -67,31 +69,45 @@ class Pairs:
         found: list[Pair] = []
         first, second = rooms
         for number, unit in enumerate(self._units(tokens, weights, self.eod)):
-            length = self._fitting(tokens[unit.start : unit.stop], draws, number, (first, second))
+            length = self._fitting(tokens, unit, draws, number, (first, second))
             if length < 2:
                 break
-            part = slice(unit.start, unit.start + length)
-            pair = self.splitter.split(tokens[part], weights[part], draws, number)
-            if self.mode >= 0:
-                pair = Pair(np.concatenate([[self.mode], pair.given]), pair.asked, pair.asked_weights)
-            found.append(pair)
-            used = len(pair.given), len(pair.asked) + 1
+            found.append(self._pair(tokens, weights, unit, length, draws, number))
+            used = len(found[-1].given), len(found[-1].asked)
             first, second = (first - sum(used), -1) if second < 0 else (first - used[0], second - used[1])
             if length < unit.stop - unit.start:
                 break
         return found
 
-    def _fitting(self, tokens: np.ndarray, draws: Draws, number: int, rooms: tuple[int, int]) -> int:
+    def _fitting(self, tokens: np.ndarray, unit: Unit, draws: Draws, number: int, rooms: tuple[int, int]) -> int:
         """The longest beginning of a unit that fits, in tokens before it is parted; below 2 where none does."""
-        length, (first, second) = len(tokens), rooms
+        length, (first, second) = unit.stop - unit.start, rooms
         while length >= 2:
-            source, target = self.splitter.sizes(tokens[:length], draws, number)
-            source, target = source + (self.mode >= 0), target + 1
+            source, target = self.splitter.sizes(tokens[unit.start : unit.start + length], draws, number)
+            source, target = source + (self.mode >= 0), target + self._closed(unit, length)
             over = source + target - first if second < 0 else max(source - first, target - second)
             if over <= 0:
                 break
             length -= max(1, over // 3)  # a token less saves three at most, so this never goes too far
         return length
+
+    def _closed(self, unit: Unit, length: int) -> bool:
+        return self.splitter.closes or (unit.ended and length == unit.stop - unit.start)
+
+    def _pair(
+        self, tokens: np.ndarray, weights: np.ndarray, unit: Unit, length: int, draws: Draws, number: int
+    ) -> Pair:
+        """The pair of the first `length` tokens of a unit, with its mode and its end."""
+        part = slice(unit.start, unit.start + length)
+        found = self.splitter.split(tokens[part], weights[part], draws, number)
+        given, asked, counted = found.given, found.asked, found.asked_weights
+        if self.mode >= 0:
+            given = np.concatenate([[self.mode], given])
+        if self._closed(unit, length):
+            whole = unit.ended and length == unit.stop - unit.start
+            end = weights[unit.stop] if whole else counted[-1]
+            asked, counted = np.append(asked, self.eod), np.append(counted, end)
+        return Pair(given, asked, counted)
 
     def _lay_decoder(self, tokens: np.ndarray, weights: np.ndarray, draws: Draws) -> tuple[np.ndarray, ...]:
         size = len(tokens)
@@ -105,9 +121,8 @@ class Pairs:
             line[place:middle], line[middle:stop] = pair.given, pair.asked
             prefix[place:middle] = True
             counted[middle:stop] = pair.asked_weights
-            counted[stop] = pair.asked_weights[-1]
             documents[place:] = number
-            place = stop + 1
+            place = stop
         documents[place:] = len(pairs)
         return line[:-1], line[1:], counted[1:], documents[:-1], prefix[:-1]
 
@@ -122,9 +137,8 @@ class Pairs:
         for number, pair in enumerate(pairs):
             end, stop = source + len(pair.given), place + len(pair.asked)
             inputs[source:end], documents[source:end] = pair.given, number
-            inputs[place + 1 : stop + 1], targets[place:stop] = pair.asked, pair.asked
-            counted[place:stop] = pair.asked_weights
-            counted[stop], documents[place : stop + 1] = pair.asked_weights[-1], number
-            source, place = end, stop + 1
+            inputs[place + 1 : stop], targets[place:stop] = pair.asked[:-1], pair.asked
+            counted[place:stop], documents[place:stop] = pair.asked_weights, number
+            source, place = end, stop
         documents[place:] = len(pairs) - 1
         return inputs, targets, counted, documents, np.zeros(size, bool)

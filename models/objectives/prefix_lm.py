@@ -15,6 +15,7 @@ class PrefixSplit:
     """Where a prefix ends. separator: id of the token that ends it with split=separator."""
 
     draws: ClassVar[tuple[str, ...]] = ("split",)
+    closes: ClassVar[bool] = False
 
     def __init__(self, config: PrefixConfig, separator: int) -> None:
         self.config, self.separator = config, separator

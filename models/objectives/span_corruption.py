@@ -20,6 +20,7 @@ class SpanSplit:
     """What is taken out. sentinels: int64 ids; separator, end: ids, or -1 for none."""
 
     draws: ClassVar[tuple[str, ...]] = ("rate", "kept", "taken")
+    closes: ClassVar[bool] = True
 
     def __init__(self, config: SpanConfig, sentinels: np.ndarray, separator: int, end: int) -> None:
         self.config, self.sentinels, self.separator, self.end = config, sentinels, separator, end

@@ -44,7 +44,7 @@ from models.parameters import declaration, initialise
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece, rectangles_of_range
 from parallel.compiled import compile_blocks
-from parallel.context import cut_for, documents_of
+from parallel.context import cut_for, documents_of, start_clock
 from parallel.engines.base import (
     Batch,
     EngineSpec,
@@ -293,7 +293,7 @@ class DeepSpeedEngine:
 
     def _share(self, batch: Batch) -> Batch:
         """This rank's positions of a batch, of which the clock is told whole."""
-        self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
+        start_clock(self.clock, self.spec.model, batch, self.device)
         return self.cut.batch(batch)
 
     def _expect(self, rows: int, count: int) -> None:

@@ -17,7 +17,7 @@ from models.random import Clock
 from parallel.checkpoint.pieces import Piece
 from parallel.compiled import compile_blocks
 from parallel.config import ParallelError
-from parallel.context import documents_of
+from parallel.context import documents_of, start_clock
 from parallel.engines.base import (
     Batch,
     EngineSpec,
@@ -73,7 +73,7 @@ class TorchEngine:
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         rows, count = self.spec.cut(batch)
         self.model.train()
-        self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
+        start_clock(self.clock, self.spec.model, batch, self.device)
         self.layers.routing.start(self.scale.factor / count)
         valid = float(batch.weights.sum())
         loss_sum = torch.zeros((), device=self.device)
@@ -98,7 +98,7 @@ class TorchEngine:
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         self.model.eval()
-        self.clock.start(batch.first_sample, documents_of(self.spec.model, batch.inputs, self.device))
+        start_clock(self.clock, self.spec.model, batch, self.device)
         total = 0.0
         with torch.no_grad():
             for micro in micro_batches(batch, self.spec.cut(batch)[0]):

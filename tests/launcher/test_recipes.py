@@ -42,7 +42,7 @@ def test_every_option_of_the_other_groups_composes(group: str, name: str) -> Non
     needed = {"corpus": ["corpus.sources=[text]"], "tokenizer": ["tokenizer.path=tokenizer.json"]}
     more = needed.get(group, []) if name in ("files", "file") else []
     recipe = build_recipe(compose_tree([f"{group}={name}", *more]))
-    if group in ("objective", "optimizer", "schedule", "precision"):
+    if group in ("optimizer", "schedule", "precision"):
         assert getattr(recipe, group).name == name
 
 

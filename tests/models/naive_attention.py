@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 
-def sees(row: int, column: int, *, causal: bool, window: int, documents: list[int] | None) -> bool:
-    """The rule in words: nothing later under a causal mask, nothing a window or more away, nothing of another document."""
-    if causal and column > row:
+def sees(
+    row: int,
+    column: int,
+    *,
+    causal: bool,
+    window: int,
+    documents: list[int] | None,
+    prefix: list[bool] | None = None,
+) -> bool:
+    """The rule in words: nothing later under a causal mask but what is of a prefix, nothing a window or more away, nothing of
+    another document."""
+    if causal and column > row and not (prefix and prefix[column]):
         return False
     if window and abs(row - column) >= window:
         return False
@@ -18,17 +27,28 @@ def sees(row: int, column: int, *, causal: bool, window: int, documents: list[in
 
 
 def naive(
-    query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int, documents: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool,
+    window: int,
+    documents: Tensor | None = None,
+    prefix: Tensor | None = None,
 ) -> Tensor:
-    """query [S, B, A, D], key and value [S, B, G, D], documents [B, S] -> [S, B, A * D]; query head a has key head a G / A."""
+    """query [S, B, A, D], key and value [S, B, G, D], documents and prefix [B, S] -> [S, B, A * D]; query head a has key head
+    a G / A."""
     length, batch, heads, width = query.shape
     share = heads // key.shape[2]
     rows = []
     for b in range(batch):
-        parts = None if documents is None else documents[b].tolist()
+        given = {
+            "documents": None if documents is None else documents[b].tolist(),
+            "prefix": None if prefix is None else prefix[b].tolist(),
+        }
         for head in range(heads):
             for row in range(length):
-                columns = [c for c in range(length) if sees(row, c, causal=causal, window=window, documents=parts)]
+                columns = [c for c in range(length) if sees(row, c, causal=causal, window=window, **given)]
                 scores = key[columns, b, head // share] @ query[row, b, head] / math.sqrt(width)
                 rows.append(scores.softmax(0) @ value[columns, b, head // share])
     return torch.stack(rows).view(batch, heads, length, width).permute(2, 0, 1, 3).flatten(2)
@@ -44,3 +64,12 @@ def made_up(length: int, batch: int, heads: int, groups: int, width: int = 4, se
     ends = torch.rand(batch, length, generator=generator) < 0.2
     gradient = torch.randn(length, batch, heads * width, dtype=torch.float64, generator=generator)
     return query, key, value, ends.long().cumsum(1), gradient
+
+
+def made_up_prefix(length: int, batch: int) -> Tensor:
+    """bool [B, S]: a first run of each sequence, and single places further on; the last sequence has none."""
+    found = torch.rand(batch, length, generator=torch.Generator().manual_seed(5)) < 0.15
+    for row in range(batch):
+        found[row, : 2 + 3 * row] = True
+    found[-1] = False
+    return found

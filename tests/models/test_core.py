@@ -7,40 +7,51 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.attention_block import attend, attend_backward
+from models.config import ModelConfig
 from models.core import CoreSpec, PlainCore, document_numbers, mask_for, slice_spans
 from models.random import Clock
 from tests.models.helpers import LLAMA, changed, random_decoder, random_tokens
-from tests.models.naive_attention import made_up, naive, sees
+from tests.models.naive_attention import made_up, made_up_prefix, naive, sees
 
 MASKS = [
-    (causal, window, documents) for causal in (True, False) for window in (0, 1, 5, 99) for documents in (False, True)
+    (causal, window, documents, prefix)
+    for causal in (True, False)
+    for window in (0, 1, 5, 99)
+    for documents in (False, True)
+    for prefix in ((False, True) if causal else (False,))
 ]
 
 
-@pytest.mark.parametrize(("causal", "window", "parted"), MASKS)
+@pytest.mark.parametrize(("causal", "window", "parted", "marked"), MASKS)
 @pytest.mark.parametrize("groups", [4, 2, 1])
-def test_the_plain_core_is_attention_written_out(causal: bool, window: int, parted: bool, groups: int) -> None:
+def test_the_plain_core_is_attention_written_out(
+    causal: bool, window: int, parted: bool, marked: bool, groups: int
+) -> None:
     query, key, value, documents, gradient = made_up(12, 3, 4, groups)
-    expected = naive(query, key, value, causal=causal, window=window, documents=documents if parted else None)
+    prefix = made_up_prefix(12, 3)
+    hidden = {"documents": documents if parted else None, "prefix": prefix if marked else None}
+    expected = naive(query, key, value, causal=causal, window=window, **hidden)
     wanted = torch.autograd.grad(expected, (query, key, value), gradient)
     clock = Clock(0)
-    clock.start(6, documents)
-    core = PlainCore(CoreSpec(causal=causal, window=window, documents=parted, heads=4), clock)
+    clock.start(6, documents, prefix)
+    core = PlainCore(CoreSpec(causal=causal, window=window, documents=parted, prefix=marked, heads=4), clock)
     found = core(query, key, value, 6, False)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, (query, key, value), gradient), wanted)
 
 
-@pytest.mark.parametrize(("causal", "window", "parted"), MASKS)
-def test_dropping_nothing_changes_nothing(causal: bool, window: int, parted: bool) -> None:
+@pytest.mark.parametrize(("causal", "window", "parted", "marked"), MASKS)
+def test_dropping_nothing_changes_nothing(causal: bool, window: int, parted: bool, marked: bool) -> None:
     """The core that is written out for dropout masks as the fused ones do."""
     query, key, value, documents, _ = made_up(12, 2, 4, 2)
-    clock = Clock(0)
-    clock.start(0, documents)
-    spec = CoreSpec(causal=causal, window=window, documents=parted, dropout=1e-12, heads=4)
-    expected = naive(query, key, value, causal=causal, window=window, documents=documents if parted else None)
+    clock, prefix = Clock(0), made_up_prefix(12, 2)
+    clock.start(0, documents, prefix)
+    spec = CoreSpec(causal=causal, window=window, documents=parted, prefix=marked, dropout=1e-12, heads=4)
+    hidden = {"documents": documents if parted else None, "prefix": prefix if marked else None}
+    expected = naive(query, key, value, causal=causal, window=window, **hidden)
     torch.testing.assert_close(PlainCore(spec, clock)(query, key, value, 0, True), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -56,6 +67,8 @@ def test_what_is_called_empty_or_full_is_so() -> None:
             ]
             assert spec.empty(rows, columns) == (not any(seen)), (spec, rows, columns)
             assert spec.full(rows, columns) == all(seen), (spec, rows, columns)
+            both_ways = CoreSpec(causal=False, window=window)
+            assert spec.empty(rows, columns, marked=True) == both_ways.empty(rows, columns), (spec, rows, columns)
 
 
 def test_slices_of_spans_are_slices_of_their_positions() -> None:
@@ -113,19 +126,74 @@ def test_an_end_belongs_to_the_document_that_it_ends() -> None:
     assert document_numbers(tokens, 9).tolist() == [[0, 0, 1, 1, 2, 3], [0, 1, 1, 1, 1, 1]]
 
 
-def test_a_document_does_not_notice_what_stands_before_it() -> None:
-    """With rotary positions, which see only differences, packed documents give the logits of each alone."""
-    config = changed(LLAMA, document_mask=True, document_end=3)
-    decoder = random_decoder(config, dtype=torch.float64)
+def packed_tokens(config: ModelConfig) -> Tensor:
+    """Three documents in one row of 20 tokens: 7, 7 and 6."""
     tokens = random_tokens(config, 1, 20)
-    tokens[tokens == 3] = 4
-    tokens[0, [6, 13]] = 3
+    tokens[tokens == config.document_end] += 1
+    tokens[0, [6, 13]] = config.document_end
+    return tokens
+
+
+def assert_each_as_alone(config: ModelConfig) -> None:
+    """Packed documents give the logits that each gives by itself."""
+    decoder, tokens = random_decoder(config, dtype=torch.float64), packed_tokens(config)
     clock = decoder.blocks[2]._layers.clock
-    clock.start(0, document_numbers(tokens, 3))
+    clock.start(0, document_numbers(tokens, config.document_end))
     packed = decoder(tokens)
     for start, stop in ((0, 7), (7, 14), (14, 20)):
         clock.start(0, torch.zeros(1, stop - start, dtype=torch.int64))
         torch.testing.assert_close(packed[start:stop], decoder(tokens[:, start:stop]))
+
+
+def test_a_document_does_not_notice_what_stands_before_it() -> None:
+    """With rotary positions, which see only differences, packed documents give the logits of each alone."""
+    assert_each_as_alone(changed(LLAMA, document_mask=True, document_end=3))
+
+
+def test_positions_that_are_reset_are_those_of_each_document_alone() -> None:
+    config = changed(LLAMA, document_mask=True, document_end=3, reset_position_ids=True)
+    assert_each_as_alone(config)
+    assert_each_as_alone(changed(config, qk_norm=True))
+    assert_each_as_alone(changed(config, positions="learned"))
+    with pytest.raises(AssertionError):  # where they run on, the second document is another
+        assert_each_as_alone(changed(config, positions="learned", reset_position_ids=False))
+
+
+def test_rotary_positions_that_are_reset_are_not_those_that_run_on() -> None:
+    """Differences are the same, so logits cannot tell: the table can, far from the beginning in bfloat16."""
+    clock = Clock(0)
+    clock.start(0, torch.tensor([[0, 0, 1, 1, 1]]))
+    attention = random_decoder(
+        changed(LLAMA, document_mask=True, document_end=3, reset_position_ids=True), clock=clock
+    ).blocks[2]
+    cosine, sine = attention.attention._rotation(torch.zeros(5, 1, 8), 0)
+    for part in (cosine, sine):
+        assert torch.equal(part[:2], part[2:4])
+        assert not torch.equal(part[0], part[1])
+
+
+def test_positions_count_from_the_beginning_of_each_document() -> None:
+    clock = Clock(0)
+    clock.start(10, torch.tensor([[0, 0, 1, 1, 1, 2], [4, 4, 4, 4, 4, 4], [-1, 0, 1, 1, 5, 5]]))
+    assert clock.positions(10, 3).tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 0, 1]]
+    assert clock.positions(11, 1).tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_a_prefix_is_seen_from_before_it_and_nothing_else_is() -> None:
+    """With one layer: what is marked moves every position of its document, what is not moves only those after it."""
+    config = changed(LLAMA, prefix_mask=True, document_mask=True, document_end=3, layers=1)
+    decoder, tokens = random_decoder(config), random_tokens(config, 1, 12)
+    documents, prefix = torch.tensor([[0] * 8 + [1] * 4]), torch.zeros(1, 12, dtype=torch.bool)
+    prefix[0, :5] = prefix[0, 10] = True
+    clock = decoder.blocks[2]._layers.clock
+    clock.start(0, documents, prefix)
+    logits = decoder(tokens)
+    for place, moves in ((4, range(8)), (6, (6, 7)), (10, range(8, 12))):
+        other = tokens.clone()
+        other[0, place] = (other[0, place] + 1) % config.vocab_size
+        clock.start(0, documents, prefix)
+        moved = (decoder(other) - logits).abs().amax((1, 2)) > 1e-4
+        assert moved.tolist() == [position in moves for position in range(12)], place
 
 
 def test_a_window_ends_where_it_says() -> None:

@@ -67,6 +67,28 @@ DIALECTS: dict[str, ModelConfig] = {
         attention_dropout=0.1,
         dropout=0.1,
     ),
+    # documents that the batch tells, whose positions begin anew, and prefixes that are seen from before them
+    "prefix": replace(
+        _MINUTE,
+        document_mask=True,
+        document_end=DOCUMENT_END,
+        reset_position_ids=True,
+        prefix_mask=True,
+        kv_heads=2,
+        tied_embeddings=True,
+    ),
+    # the same with learned positions, a window and dropout of attention weights
+    "marked": replace(
+        _MINUTE,
+        positions="learned",
+        attention_window=6,
+        document_mask=True,
+        document_end=DOCUMENT_END,
+        reset_position_ids=True,
+        prefix_mask=True,
+        attention_dropout=0.1,
+        dropout=0.1,
+    ),
     # a vocabulary that outweighs the layers: the last of two stages is the tied head alone
     "head": replace(_MINUTE, vocab_size=1001, layers=2, tied_embeddings=True),
     # as many layers as four ranks of two stages need
@@ -204,6 +226,25 @@ def tokens_of_step(step: int) -> Tensor:
     tokens[step % 2 :: 2, (5 * step + 3) % LENGTH] = DOCUMENT_END
     tokens[step % 4 :: 4, (5 * step + 9) % LENGTH] = DOCUMENT_END
     return tokens
+
+
+def documents_of_step(step: int) -> Tensor:
+    """Document numbers int64 [8, 16] of a step, that no token ends: two or three documents a row."""
+    place = torch.arange(LENGTH)
+    first, second = (4 + (step + torch.arange(SEQUENCES)) % 5)[:, None], (10 + step % 7)
+    return (place >= first).long() + (place >= second)
+
+
+def prefix_of_step(step: int) -> Tensor:
+    """Prefixes bool [8, 16] of a step: the first third of each document, but of none in every third row."""
+    documents, place = documents_of_step(step), torch.arange(LENGTH)
+    found = torch.zeros(SEQUENCES, LENGTH, dtype=torch.bool)
+    for number in range(3):
+        here = documents == number
+        first = torch.where(here, place, LENGTH).amin(1, keepdim=True)
+        found |= here & (place - first < (here.sum(1, keepdim=True) + 2) // 3)
+    found[step % 3 :: 3] = False
+    return found
 
 
 def weights_of_step(step: int) -> Tensor:

@@ -12,7 +12,7 @@ from parallel import ring
 from parallel.config import ParallelConfig
 from parallel.context import core_for, cut_for
 from parallel.mesh import Mesh
-from tests.models.naive_attention import made_up
+from tests.models.naive_attention import made_up, made_up_prefix
 from tests.parallel.jobs import CPU
 
 
@@ -29,7 +29,7 @@ def attend(
 def _attend(mesh: Mesh, spec: CoreSpec, groups: int, length: int, dtype: torch.dtype) -> list[Tensor]:
     cut, clock = cut_for(mesh), Clock(0)
     query, key, value, documents, gradient = made_up(length, 2, spec.heads, groups)
-    clock.start(4, documents)
+    clock.start(4, documents, made_up_prefix(length, 2))
     mine = cut.spans(length)
     parts = [take_spans(part, mine, 0).detach().to(dtype).requires_grad_() for part in (query, key, value)]
     core = core_for(mesh, spec, clock, spec.heads)
@@ -48,7 +48,7 @@ def with_dropout(spec: CoreSpec, groups: int, length: int) -> list[Tensor]:
     """The same of the plain core in one process."""
     query, key, value, documents, gradient = made_up(length, 2, spec.heads, groups)
     clock = Clock(0)
-    clock.start(4, documents)
+    clock.start(4, documents, made_up_prefix(length, 2))
     out = PlainCore(spec, clock)(query, key, value, 4, True)
     return [out.detach(), *torch.autograd.grad(out, (query, key, value), gradient)]
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,15 @@ from parallel.engines.pipeline import unwatched
 from parallel.engines.select import build_engine
 from parallel.mesh import Mesh
 from parallel.profile import Span, watched
-from tests.parallel.cases import LENGTH, SEQUENCES, Case, tokens_of_step, weights_of_step
+from tests.parallel.cases import (
+    LENGTH,
+    SEQUENCES,
+    Case,
+    documents_of_step,
+    prefix_of_step,
+    tokens_of_step,
+    weights_of_step,
+)
 
 CPU = torch.device("cpu")
 
@@ -80,19 +88,22 @@ def spec_of(case: Case, mesh: Mesh) -> EngineSpec:
     )
 
 
-def batch_of_step(step: int, mesh: Mesh) -> Batch:
-    """This data rank's rows of a step."""
+def batch_of_step(step: int, mesh: Mesh, case: Case | None = None) -> Batch:
+    """This data rank's rows of a step; with documents and prefixes where the model of the case sees prefixes."""
     rows = SEQUENCES // mesh.config.data
     start = mesh.place.data * rows
     own = slice(start, start + rows)
     tokens, weights = tokens_of_step(step)[own], weights_of_step(step)[own]
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), weights, step * SEQUENCES + start)
+    batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), weights, step * SEQUENCES + start)
+    if case is None or not case.model.prefix_mask:
+        return batch
+    return replace(batch, documents=documents_of_step(step)[own], prefix=prefix_of_step(step)[own])
 
 
 def run_steps(case: Case, engine: Engine, mesh: Mesh, steps: range, curve: Curve) -> None:
     """Train over some steps and note what the engine says."""
     for step in steps:
-        result = engine.step(batch_of_step(step, mesh), case.optimizer.learning_rate)
+        result = engine.step(batch_of_step(step, mesh, case), case.optimizer.learning_rate)
         curve.losses.append(result.loss)
         curve.norms.append(result.grad_norm)
         curve.skipped.append(result.skipped)
@@ -101,7 +112,7 @@ def run_steps(case: Case, engine: Engine, mesh: Mesh, steps: range, curve: Curve
 
 def validate(case: Case, engine: Engine, mesh: Mesh, curve: Curve) -> None:
     """Note validation loss and the logits after some position of some text."""
-    loss, tokens = engine.evaluate(batch_of_step(1000, mesh))
+    loss, tokens = engine.evaluate(batch_of_step(1000, mesh, case))
     curve.validation.append(loss / tokens)
     curve.logits.append(engine.next_logits(tokens_of_step(2000)[: case.micro_batch, :LENGTH], LENGTH // 2)[:1])
 

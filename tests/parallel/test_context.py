@@ -7,26 +7,30 @@ import itertools
 import pytest
 import torch
 
-from models.core import CoreSpec, visible
+from models.core import CoreSpec, mask_for, take_spans, visible
 from parallel.config import ParallelConfig
 from parallel.context import SequenceCut
 from parallel.ring import tasks
 from tests.helpers.pool import Pools
-from tests.models.naive_attention import made_up, naive
+from tests.models.naive_attention import made_up, made_up_prefix, naive
 from tests.parallel import context_jobs
 
 SPECS = [
-    CoreSpec(causal=causal, window=window, documents=documents, heads=4)
-    for causal, window, documents in (
-        (True, 0, False),
-        (True, 3, False),
-        (True, 9, False),
-        (True, 0, True),
-        (True, 5, True),
-        (False, 0, False),
-        (False, 4, False),
-        (False, 0, True),
-        (False, 7, True),
+    CoreSpec(causal=causal, window=window, documents=documents, prefix=prefix, heads=4)
+    for causal, window, documents, prefix in (
+        (True, 0, False, False),
+        (True, 3, False, False),
+        (True, 9, False, False),
+        (True, 0, True, False),
+        (True, 5, True, False),
+        (False, 0, False, False),
+        (False, 4, False, False),
+        (False, 0, True, False),
+        (False, 7, True, False),
+        (True, 0, False, True),
+        (True, 0, True, True),
+        (True, 5, False, True),
+        (True, 7, True, True),
     )
 ]
 LAYOUTS = [("ring", 2), ("ring", 4), ("ring", 3), ("ulysses", 2), ("ulysses", 4)]
@@ -42,9 +46,11 @@ def test_cut_attention_is_attention_written_out(method: str, degree: int, groups
     )
     for index, spec in enumerate(SPECS):
         query, key, value, documents, gradient = made_up(length, 2, spec.heads, groups)
-        expected = naive(
-            query, key, value, causal=spec.causal, window=spec.window, documents=documents if spec.documents else None
-        )
+        hidden = {
+            "documents": documents if spec.documents else None,
+            "prefix": made_up_prefix(length, 2) if spec.prefix else None,
+        }
+        expected = naive(query, key, value, causal=spec.causal, window=spec.window, **hidden)
         wanted = [expected.detach(), *torch.autograd.grad(expected, (query, key, value), gradient)]
         for rank in found:
             torch.testing.assert_close(rank[index], wanted, msg=lambda text, spec=spec: f"{spec}: {text}")
@@ -70,7 +76,7 @@ def test_a_bfloat16_ring_is_merged_in_float32(method: str, pools: Pools) -> None
 @pytest.mark.parametrize(("method", "degree"), LAYOUTS)
 def test_dropout_of_attention_weights_is_that_of_one_process(method: str, degree: int, pools: Pools) -> None:
     config, length = ParallelConfig(context=degree, context_method=method), 24
-    spec = CoreSpec(window=9, documents=True, dropout=0.3, dropout_key=77, heads=4)
+    spec = CoreSpec(window=9, documents=True, prefix=True, dropout=0.3, dropout_key=77, heads=4)
     found = pools.run(
         degree, context_jobs.attend, config=config, specs=[spec], groups=2, length=length, dtype=torch.float64
     )
@@ -120,6 +126,31 @@ def test_blocks_cover_what_is_seen_and_no_empty_one(spec: CoreSpec, degree: int)
         if mine == theirs:
             first = tasks(spec, mine, theirs)[0]
             assert set(first.row_spans) <= set(first.column_spans), "a row must see itself first"
+
+
+@pytest.mark.parametrize("window", [0, 4, 30])
+@pytest.mark.parametrize("degree", [2, 4])
+def test_blocks_cover_what_is_seen_of_prefixes_too(window: int, degree: int) -> None:
+    """Where columns are marked, later ones are seen; blocks of which none is marked stay those of a causal mask."""
+    length, cpu, spec = 24, torch.device("cpu"), CoreSpec(window=window, prefix=True)
+    spans = [SequenceCut(degree, rank, True).spans(length) for rank in range(degree)]
+    prefix = torch.zeros(1, length, dtype=torch.bool)
+    prefix[0, :5] = prefix[0, 13] = True
+    whole = mask_for(spec, ((0, length),), ((0, length),), None, cpu, prefix)[0, 0]
+    for mine, theirs in itertools.product(spans, spans):
+        rows, columns = (torch.tensor([p for span in found for p in range(*span)]) for found in (mine, theirs))
+        covered = torch.zeros(len(rows), len(columns), dtype=torch.bool)
+        plain = tasks(CoreSpec(window=window), mine, theirs)
+        for task in tasks(spec, mine, theirs, lambda spans: bool(take_spans(prefix, spans, 1).any())):
+            seen = mask_for(spec, task.row_spans, task.column_spans, None, cpu, prefix)[0, 0]
+            if task.mask == "full":
+                assert seen.all()
+            elif task.mask == "causal":
+                assert torch.equal(seen, torch.ones_like(seen).tril())
+            elif not take_spans(prefix, task.column_spans, 1).any():
+                assert task in plain
+            covered[slice(*task.rows), slice(*task.columns)] |= seen
+        assert torch.equal(covered, whole[rows][:, columns])
 
 
 def test_a_zigzag_has_few_full_blocks() -> None:

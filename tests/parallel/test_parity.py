@@ -229,7 +229,27 @@ CONTEXT_LAYOUTS = [
     case("qwen", ADAMW, 2, 2, 1, engine="torch", context=2, schedule="dualpipev", zero_stage=2, micro_batch=1),
 ]
 
-EVERY_LAYOUT = LAYOUTS + TORCH_LAYOUTS + EXPERT_LAYOUTS + CONTEXT_LAYOUTS
+# Prefixes, documents that batches tell, and positions that begin anew with each, on every axis under both engines.
+PREFIX_LAYOUTS = [
+    case("prefix", SGD, 1, 1, 1, zero_stage=1, recompute="block"),
+    case("marked", ADAMW, 1, 1, 2, zero_stage=2, recompute="selective"),
+    case("prefix", SGD, 2, 1, 1, engine="torch", sequence_parallel=True),
+    case("marked", SGD, 2, 1, 1, zero_stage=0, sequence_parallel=True),
+    case("marked", SGD, 1, 2, 1, zero_stage=1),
+    case("prefix", ADAMW, 1, 2, 1, engine="torch", zero_stage=2, schedule="zbv", micro_batch=1),
+    case("prefix", SGD, 1, 1, 1, context=2, zero_stage=1),
+    case("marked", SGD, 1, 1, 1, engine="torch", context=2, zero_stage=3),
+    case("prefix", SGD, 1, 1, 1, engine="torch", context=2, context_method="ulysses", zero_stage=0),
+    case("marked", ADAMW, 1, 1, 1, context=4, zero_stage=2),
+    case("prefix", SGD, 1, 1, 1, engine="torch", context=4, zero_stage=3, recompute="block"),
+    case("marked", SGD, 1, 1, 1, context=2, context_method="ulysses", zero_stage=3),
+    case("prefix", SGD, 2, 2, 2, engine="torch", zero_stage=2, sequence_parallel=True),
+    case("marked", SGD, 2, 2, 2, zero_stage=1, sequence_parallel=True, recompute="block"),
+    case("prefix", SGD, 2, 2, 1, context=2, zero_stage=1, sequence_parallel=True),
+    case("marked", SGD, 1, 2, 2, engine="torch", context=2, zero_stage=3, context_method="ulysses", micro_batch=1),
+]
+
+EVERY_LAYOUT = LAYOUTS + TORCH_LAYOUTS + EXPERT_LAYOUTS + CONTEXT_LAYOUTS + PREFIX_LAYOUTS
 
 # Of four and eight processes, what others in the list come near; they run in `make test-all` and `make layouts`.
 LEFT_FOR_ALL = frozenset(
@@ -274,6 +294,13 @@ LEFT_FOR_ALL = frozenset(
         "1x4x1-torch-zero1-interleaved_zero_bubble-block-deep-sgd",
         "1x4x1-torch-zero2-dualpipev-deep-adamw",
         "1x2x2-torch-zero2-zbv-gpt-sgd",
+        "2x2x2-torch-zero2-sp-prefix-sgd",
+        "2x2x2-deepspeed-zero1-sp-block-marked-sgd",
+        "2x2x1-2ring-deepspeed-zero1-sp-prefix-sgd",
+        "1x2x2-2ulysses-torch-zero3-marked-sgd",
+        "1x1x1-4ring-torch-zero3-block-prefix-sgd",
+        "1x1x1-4ring-deepspeed-zero2-marked-adamw",
+        "2x1x1-deepspeed-zero0-sp-marked-sgd",
     ]
 )
 
