@@ -16,7 +16,8 @@ from launcher.objective import check_objectives
 from launcher.reading import epoch_tokens, longest_sequence, phase_stream
 from launcher.slots import Slots, lengths_of
 from launcher.vocabulary import special_tokens
-from parallel.check import check_engine, check_micro_batches, check_model, choose_engine, resolve_world
+from parallel.check import check_engine, check_model, choose_engine, resolve_world
+from parallel.shapes import check_shapes
 
 
 def with_vocabulary(recipe: Recipe, size: int, end: int = 0) -> Recipe:
@@ -90,7 +91,13 @@ def check_layout(recipe: Recipe, world_size: int) -> None:
         layout, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
         check_model(layout, phase.model, phase.train.sequence_length)
         check_batch(phase, layout.data)
-        check_micro_batches(layout, phase.train.batch_sequences // (phase.train.micro_batch * layout.data))
+        check_shapes(
+            layout,
+            phase.model,
+            [(size // length, length) for size in Slots(phase.train).sizes for length in lengths_of(phase)],
+            micro_batch=phase.train.micro_batch,
+            sequence_length=phase.train.sequence_length,
+        )
 
 
 def check_recipe(recipe: Recipe, world_size: int, device: str) -> None:
@@ -132,18 +139,15 @@ def check_batch(recipe: Recipe, data: int) -> None:
                 f"{option}={length}: longer than model.max_sequence={model.max_sequence}; shorten it or raise "
                 "model.max_sequence"
             )
-    sizes = Slots(train).sizes
-    share = train.micro_batch * train.sequence_length * data
-    for size in sizes:
-        if size % share:
-            option = (
-                f"train.batch_tokens={size}" if size == train.batch_tokens else f"train.ramp_from={train.ramp_from}"
-            )
-            where = "" if size == train.batch_tokens else f" (a stage of the ramp has batches of {size} tokens)"
+    share = train.micro_batch * data
+    for size in Slots(train).sizes:
+        if size % (share * train.sequence_length):
+            near = max(share, size // train.sequence_length // share * share) * train.sequence_length
+            stage = f" (train.ramp_from={train.ramp_from} gives such batches)" if size != train.batch_tokens else ""
             raise RecipeError(
-                f"{option}: its {size // train.sequence_length} sequences do not divide into "
-                f"micro-batches of {train.micro_batch} on {data} data ranks{where}; the nearest is "
-                f"{max(share, size // share * share)}, or choose another train.micro_batch"
+                f"train.batch_tokens={size}: its {size // train.sequence_length} sequences do not divide into "
+                f"micro-batches of {train.micro_batch} on {data} data ranks{stage}; the nearest is {near}, or choose another "
+                "train.micro_batch"
             )
 
 
