@@ -57,10 +57,8 @@ def _open(path: str) -> Manifest:
     return corpus.manifest
 
 
-def check_streams(recipe: Recipe, progress: Progress | None = None) -> Recipe:
-    """Open the stream of every phase, which works out what packings need and refuses mixtures that cannot be; returns
-    the recipe with train.epochs as tokens."""
-    recipe = with_epochs(recipe)
+def check_streams(recipe: Recipe, progress: Progress | None = None) -> None:
+    """Open the stream of every phase, which works out what packings need and refuses mixtures that cannot be."""
     begin: dict[str, int] = {}
     longest = longest_sequence(recipe)
     for index, phase in enumerate(phases_of(recipe)):
@@ -69,7 +67,6 @@ def check_streams(recipe: Recipe, progress: Progress | None = None) -> Recipe:
         begin |= {
             source.fingerprint: used for source, used in zip(stream.sources, stream.consumed(tokens), strict=True)
         }
-    return recipe
 
 
 def with_epochs(recipe: Recipe) -> Recipe:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from launcher.check import check_corpus, check_directory, check_recipe, check_streams
+from launcher.check import check_corpus, check_directory, check_recipe, check_streams, with_epochs
 from launcher.compose import build_recipe, compose_tree, load_recipe, save_recipe
 from launcher.config import Recipe, RecipeError
 from launcher.machine import choose_device, threads_for
@@ -40,8 +40,9 @@ def obtain_recipe(arguments: list[str]) -> tuple[Recipe, torch.device]:
 
 def compose_and_check(arguments: list[str], world_size: int) -> dict:
     """Compose, refuse what cannot be, write `config.yaml`; returns the resolved recipe as plain data."""
-    recipe = check_streams(check_corpus(build_recipe(compose_tree(arguments))))
+    recipe = with_epochs(check_corpus(build_recipe(compose_tree(arguments))))
     check_recipe(recipe, world_size, choose_device(recipe.cluster))
+    check_streams(recipe)
     save_recipe(recipe, check_directory(recipe) / "config.yaml")
     return to_plain(recipe)
 

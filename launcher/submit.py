@@ -15,7 +15,7 @@ from rich.console import Console
 
 from data.build import build
 from data.manifest import Manifest
-from launcher.check import check_corpus, check_directory, check_recipe, check_same_run, check_streams
+from launcher.check import check_corpus, check_directory, check_recipe, check_same_run, check_streams, with_epochs
 from launcher.compose import (
     ENTRY,
     RECIPES,
@@ -101,15 +101,15 @@ def _through_hydra(arguments: list[str], config_dir: str | None) -> int:
 def train_recipe(recipe: Recipe) -> int:
     """Train one composed recipe with ranks on this machine; returns the exit code."""
     build_corpus(recipe)
-    recipe = check_corpus(recipe)
-    with progress_bar("data", "opening") as progress:
-        recipe = check_streams(recipe, progress)
+    recipe = with_epochs(check_corpus(recipe))
     directory = check_directory(recipe)
     frozen = directory / "config.yaml"
     device = choose_device(recipe.cluster)
     recipe = _check_resume(recipe, directory, frozen)
     recipe, world_size = _world(recipe, device, frozen)
     check_recipe(recipe, world_size, device)
+    with progress_bar("data", "opening") as progress:
+        check_streams(recipe, progress)
     save_recipe(recipe, frozen)
     code = run_workers(directory, frozen, world_size, threads_for(recipe.cluster, world_size), device)
     return _afterwards(recipe, directory, code)

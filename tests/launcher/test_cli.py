@@ -107,7 +107,7 @@ def test_checkpoint_commands_tell_what_is_there(call: Call) -> None:
     assert [line.split()[0] for line in lines[2:]] == ["4", "8", "12"]
     assert all("whole" in line for line in lines[2:]) and "1,536" in lines[-1]
     inspected = call("checkpoint", "inspect", "runs/run")
-    for part in ("layers.1.attention.qkv.weight", "96×32", "optimizer.exp_avg", "step 12", "counters", "streams"):
+    for part in ("layers.1.attention.qkv.weight", "96×32", "optimizer.exp_avg", "step 12", "counters", "data"):
         assert part in inspected, part
     assert "step 4," in call("checkpoint", "inspect", "runs/run/checkpoints/step_000000004")
     assert "every byte is as it was committed" in call("checkpoint", "verify", "runs/run")

@@ -248,7 +248,7 @@ def fault(directory: Path, rank: int, code: str) -> dict[str, str]:
 
 AT_STEP_3 = """
     rate = loop.learning_rate
-    def learning_rate(run, phase, schedule):
+    def learning_rate(run, phase, schedule, tokens):
         if run.counters.step == 3:
             {}
         return rate(run, phase, schedule)
