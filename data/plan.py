@@ -33,7 +33,7 @@ CELL_DOCUMENTS = 1 << 16
 """Documents of an ordering that are packed together; without an ordering a shard is packed by itself."""
 
 _ABOUT = "plan.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PlanSpec:
 class Plan:
     """starts: int64 [pieces], places on the corpus's line. sizes: int32 [pieces], tokens, negative where the piece does not
     begin its document. first: int64 [samples + 1]. cells: int64 [cells + 1], first sample of what was packed together.
-    documents, tokens: how many passed the filter."""
+    documents, tokens: how many there are in it."""
 
     starts: np.ndarray
     sizes: np.ndarray
@@ -165,11 +165,8 @@ def _make(root: Path, name: str, corpus: Corpus, spec: PlanSpec, order: np.ndarr
                 for part, values in written.items():
                     values.astype(_ARRAYS[part]).tofile(files[part])
                     counts[part] += len(values)
-                documents, tokens, samples = (
-                    documents + len(lengths),
-                    tokens + int(lengths.sum()),
-                    samples + packed.samples,
-                )
+                documents += len(np.unique(packed.document))
+                tokens, samples = tokens + int(packed.length.sum()), samples + packed.samples
             for part, last in (("first", counts["starts"]), ("cells", samples)):
                 np.array([last], _ARRAYS[part]).tofile(files[part])
                 counts[part] += 1

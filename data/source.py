@@ -51,6 +51,9 @@ class Layout(Protocol):
     def pieces(self, place: tuple[int, ...], within: int, length: int) -> list[Piece]:
         """Which tokens of the corpus such a row predicts."""
 
+    def intervals(self, epoch: int, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(starts, sizes) on the corpus's line of all that whole units predict, int64 [pieces] each, in any order."""
+
 
 class Cut:
     """Concatenate-and-cut: cell c is [starts[c], starts[c + 1]) of the line, read in a circle from a keyed place on."""
@@ -64,6 +67,15 @@ class Cut:
 
     def locate(self, epoch: int, units: np.ndarray) -> list[tuple[int, ...]]:
         """(where the cell begins, its tokens, where in its circle the unit begins, tokens of the unit)."""
+        return list(zip(*(part.tolist() for part in self._places(epoch, units)), strict=True))
+
+    def intervals(self, epoch: int, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        start, size, begin, count = self._places(epoch, units)
+        first = np.minimum(count, size - begin)
+        starts, sizes = np.concatenate([start + begin, start]), np.concatenate([first, count - first])
+        return starts[sizes > 0], sizes[sizes > 0]
+
+    def _places(self, epoch: int, units: np.ndarray) -> tuple[np.ndarray, ...]:
         cell = np.searchsorted(self._first, units, side="right") - 1
         start, size = self._starts[cell], self._sizes[cell]
         offset = (units - self._first[cell]) * self._size
@@ -72,7 +84,7 @@ class Cut:
             hashed = mix(cell.astype(np.uint64), key("turn", self._seed, epoch))
             turn = (hashed % size.astype(np.uint64)).astype(np.int64)
         count = np.minimum(self._size, size - offset)
-        return list(zip(start.tolist(), size.tolist(), ((offset + turn) % size).tolist(), count.tolist(), strict=True))
+        return start, size, (offset + turn) % size, count
 
     def fill(self, place: tuple[int, ...], within: int, row: np.ndarray, weights: np.ndarray) -> None:
         start, size, begin, count = place
@@ -106,6 +118,12 @@ class Planned:
         """(first piece, last piece + 1)."""
         first = self._plan.first
         return list(zip(first[units].tolist(), first[units + 1].tolist(), strict=True))
+
+    def intervals(self, epoch: int, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        low, high = self._plan.first[units], self._plan.first[units + 1]
+        counts = high - low
+        pieces = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
+        return self._plan.starts[pieces], np.abs(self._plan.sizes[pieces]).astype(np.int64)
 
     def fill(self, place: tuple[int, ...], within: int, row: np.ndarray, weights: np.ndarray) -> None:
         row[0] = self._corpus.eod

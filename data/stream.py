@@ -79,7 +79,7 @@ class Stream:
         self.sources, self.mixture, self.unit, self.skips = list(sources), mixture, sources[0].size, skips
         self._begin = np.array(begin or [0] * len(sources), np.int64)
         self._units = -(-self._begin // self.unit)
-        self._offset = int(self._begin[0]) if mixture is None else 0
+        self.offset = int(self._begin[0]) if mixture is None else 0
         parts = [
             *(source.fingerprint for source in sources),
             mixture.fingerprint if mixture else "",
@@ -97,7 +97,7 @@ class Stream:
         out = np.empty((len(places), length + 1), np.int64)
         weights = np.ones((len(places), length), np.float32)
         chosen = np.empty(len(places), np.int64)
-        units, within = np.divmod(past_skips(places, self.skips) + self._offset, self.unit)
+        units, within = np.divmod(past_skips(places, self.skips) + self.offset, self.unit)
         with self._lock:
             for row, (unit, offset) in enumerate(zip(units.tolist(), within.tolist(), strict=True)):
                 number, place = self._locate(unit)
@@ -112,12 +112,12 @@ class Stream:
     def consumed(self, place: int) -> list[int]:
         line = past_skips_one(place, self.skips)
         if self.mixture is None:
-            return [line + self._offset]
+            return [line + self.offset]
         counts = self.mixture.counts(-(-line // self.unit))
         return [(before + count) * self.unit for before, count in zip(self._units.tolist(), counts, strict=True)]
 
     def pieces(self, place: int, length: int) -> tuple[int, list[Piece]]:
-        unit, within = divmod(past_skips_one(place, self.skips) + self._offset, self.unit)
+        unit, within = divmod(past_skips_one(place, self.skips) + self.offset, self.unit)
         with self._lock:
             number, found = self._locate(unit)
             return number, self.sources[number].layout.pieces(found, within, length)
@@ -135,16 +135,22 @@ class Stream:
             self.mixture.place(np.array([unit]))  # says that it is spent
         return chunk[within]
 
+    def find(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(source, index in its endless sequence) of units of the line, int64 [n] each."""
+        if self.mixture is None:
+            return np.zeros(len(units), np.int64), units
+        sources, indices = self.mixture.place(units)
+        return sources, indices + self._units[sources]
+
     def _chunk(self, number: int) -> list[tuple[int, tuple[int, ...]]]:
         units = np.arange(number * _CHUNK, (number + 1) * _CHUNK)
-        if self.mixture is None:
-            return [(0, place) for place in self.sources[0].locate(units)]
-        units = units[units < self.mixture.units]
-        sources, indices = self.mixture.place(units)
+        if self.mixture is not None:
+            units = units[units < self.mixture.units]
+        sources, indices = self.find(units)
         found: list[tuple[int, tuple[int, ...]]] = [(0, ())] * len(units)
         for source in np.unique(sources).tolist():
             rows = np.flatnonzero(sources == source)
-            places = self.sources[source].locate(indices[rows] + self._units[source])
+            places = self.sources[source].locate(indices[rows])
             for row, place in zip(rows.tolist(), places, strict=True):
                 found[row] = (source, place)
         return found
@@ -159,10 +165,10 @@ class BucketStream:
 
     def __init__(self, streams: dict[int, Stream], mixture: Mixture, chunk: int, *, skips: Skips = ()) -> None:
         assert all(chunk % length == 0 for length in streams)
-        self._lengths, self._streams, self._mixture, self._chunk = list(streams), list(streams.values()), mixture, chunk
+        self._lengths, self.streams, self._mixture, self._chunk = list(streams), list(streams.values()), mixture, chunk
         self.skips = skips
-        self.sources = [source for stream in self._streams for source in stream.sources]
-        parts = [*(stream.fingerprint for stream in self._streams), mixture.fingerprint, chunk]
+        self.sources = [source for stream in self.streams for source in stream.sources]
+        parts = [*(stream.fingerprint for stream in self.streams), mixture.fingerprint, chunk]
         self.fingerprint: str = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
     def length_at(self, place: int, length: int) -> int:
@@ -171,7 +177,7 @@ class BucketStream:
     def rows(self, places: np.ndarray, length: int) -> Rows:
         bucket, _ = self._bucket(int(places[0]))
         inner = np.array([self._bucket(place)[1] for place in places.tolist()])
-        found = self._streams[bucket].rows(inner, length)
+        found = self.streams[bucket].rows(inner, length)
         return Rows(found.tokens, found.weights, found.sources + self._first_source(bucket))
 
     def consumed(self, place: int) -> list[int]:
@@ -179,12 +185,25 @@ class BucketStream:
         counts = self._mixture.counts(chunks)
         bucket = self._bucket(place)[0] if within else -1
         tokens = [count * self._chunk + (within if i == bucket else 0) for i, count in enumerate(counts)]
-        return [used for stream, size in zip(self._streams, tokens, strict=True) for used in stream.consumed(size)]
+        return [used for stream, size in zip(self.streams, tokens, strict=True) for used in stream.consumed(size)]
 
     def pieces(self, place: int, length: int) -> tuple[int, list[Piece]]:
         bucket, inner = self._bucket(place)
-        source, found = self._streams[bucket].pieces(inner, length)
+        source, found = self.streams[bucket].pieces(inner, length)
         return source + self._first_source(bucket), found
+
+    def read_of_each(self, end: int) -> list[list[tuple[int, int]]]:
+        """Ranges of each stream's line that places [0, end) read: always one from its beginning, but for skips."""
+        counts: list[list[tuple[int, int]]] = [[] for _ in self.streams]
+        for place in range(0, end, self._chunk):
+            bucket, inner = self._bucket(place)
+            size = min(self._chunk, end - place)
+            ranges = counts[bucket]
+            if ranges and ranges[-1][1] == inner:
+                ranges[-1] = (ranges[-1][0], inner + size)
+            else:
+                ranges.append((inner, inner + size))
+        return counts
 
     def _bucket(self, place: int) -> tuple[int, int]:
         """(bucket, place within its stream)."""
@@ -193,7 +212,7 @@ class BucketStream:
         return int(buckets[0]), int(indices[0]) * self._chunk + within
 
     def _first_source(self, bucket: int) -> int:
-        return sum(len(stream.sources) for stream in self._streams[:bucket])
+        return sum(len(stream.sources) for stream in self.streams[:bucket])
 
 
 def past_skips(places: np.ndarray, skips: Skips) -> np.ndarray:

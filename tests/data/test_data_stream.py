@@ -183,7 +183,7 @@ def test_buckets_hold_pieces_of_single_documents(place, shards, curriculum, cycl
     buckets = BucketsConfig((8, 16, 32), curriculum, cycles if curriculum != "natural" else 1)
     stream = stream_of(path, 2, 32, tokens=64 * 30, buckets=buckets)
     total = sum(sum(shard) + 127 for shard in shards)
-    covered = [sum(n for _, n in targets(inner, 0, inner.sources[0].units, inner.unit)) for inner in stream._streams]
+    covered = [sum(n for _, n in targets(inner, 0, inner.sources[0].units, inner.unit)) for inner in stream.streams]
     assert sum(covered) == total
     for step in range(30):
         length = stream.length_at(step * 64, 0)

@@ -251,7 +251,7 @@ AT_STEP_3 = """
     def learning_rate(run, phase, schedule, tokens):
         if run.counters.step == 3:
             {}
-        return rate(run, phase, schedule)
+        return rate(run, phase, schedule, tokens)
     loop.learning_rate = learning_rate
 """
 
