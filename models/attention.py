@@ -33,16 +33,17 @@ class Attention(nn.Module):
         bias = config.bias or config.qkv_bias
         self.qkv = layers.column(config.hidden_size, (query, key_value, key_value), bias=bias, std=config.init_std)
         self.output = layers.row(query, config.hidden_size, bias=config.bias, std=residual_std(config))
-        self.query_norm = _query_key_norm(config, layers, config.heads)
-        self.key_norm = _query_key_norm(config, layers, config.key_value_heads)
+        self.query_norm = query_key_norm(config, layers, config.heads)
+        self.key_norm = query_key_norm(config, layers, config.key_value_heads)
         spec = CoreSpec(
             causal=config.causal,
             window=config.attention_window,
-            documents=config.document_mask,
+            documents=config.parted,
             prefix=config.prefix_mask,
             dropout=config.attention_dropout,
             dropout_key=key_tensor(stream_key(layers.clock.seed, "dropout", name, "attention")),
             heads=config.heads,
+            start=config.encoder_length,
         )
         self._attend = layers.attention_core(spec, self.heads)
 
@@ -123,7 +124,8 @@ class _WholeNorm(nn.Module):
         return (wide * (squares / self.size + self.eps).rsqrt() * self.weight).to(x.dtype).view_as(x)
 
 
-def _query_key_norm(config: ModelConfig, layers: Layers, heads: int) -> nn.Module | None:
+def query_key_norm(config: ModelConfig, layers: Layers, heads: int) -> nn.Module | None:
+    """The norm of so many heads before attention, where the model has one."""
     if config.qk_norm:
         return _HeadNorm(layers, config.head_width, config.norm_eps)
     return _WholeNorm(layers, heads, config.head_width, config.norm_eps) if config.qk_norm_whole else None

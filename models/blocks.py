@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from models.config import ModelConfig, mean_keys
+from models.config import ModelConfig, mean_keys, two_part_costs
 
 
 def block_count(config: ModelConfig) -> int:
-    """Number of blocks: embedding, positions, layers, the final norm of pre-norm models, head."""
-    return config.layers + 3 + (config.norm_position == "pre")
+    """Number of blocks: embedding, positions, the encoder's layers and (pre-norm models) their norm, layers, the final norm of
+    pre-norm models, head."""
+    pre = config.norm_position == "pre"
+    encoder = config.encoder_layers + pre if config.encoder_layers else 0
+    return encoder + config.layers + 3 + pre
 
 
 def block_costs(config: ModelConfig, sequence_length: int) -> list[float]:
     """Estimated cost of each block in FLOPs a token, for cutting pipeline stages evenly: matrix products forward and
     backward; looking up an embedding costs next to nothing, the head as much as its matrix."""
+    if config.encoder_layers:
+        encoder, decoder, head = two_part_costs(config, sequence_length)
+        small = 0.01 * decoder / config.layers
+        norm = [small] if config.norm_position == "pre" else []
+        first = [encoder / config.encoder_layers] * config.encoder_layers
+        last = [decoder / config.layers] * config.layers
+        return [small, small, *first, *norm, *last, *norm, head]
     width = config.head_width * (2 * config.heads + 2 * config.key_value_heads)
     chosen = config.expert_width * (config.moe.top_k + config.moe.shared_experts)
     products = 3 if config.gated else 2

@@ -1,19 +1,19 @@
-"""What a model is: one decoder, its dialects as options that combine freely.
+"""What a model is: one decoder, with or without an encoder before it, its dialects as options that combine freely.
 
 Every field is documented by the string under it; `triaxis train --help` prints those strings.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.errors import ModelError as ModelError
 from models.moe.config import MoEConfig
 
 NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rotary", "none")
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu")
-GATED = ("swiglu", "geglu")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu", "geglu_tanh")
+GATED = ("swiglu", "geglu", "geglu_tanh")
 
 
 def _refuse_unless(condition: bool, option: str, value: object, limit: str) -> None:
@@ -49,7 +49,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer."""
+    """A decoder-only transformer, or with `encoder_layers` an encoder-decoder."""
 
     name: str = "model"
     """Name of the preset; only shown."""
@@ -60,7 +60,12 @@ class ModelConfig:
     hidden_size: int = 256
     """Width of the residual stream."""
     layers: int = 4
-    """Number of transformer blocks."""
+    """Number of transformer blocks; of an encoder-decoder, those of the decoder."""
+    encoder_layers: int = 0
+    """Number of encoder blocks, whose positions all see one another and which every decoder block attends to; 0 for a decoder
+    alone."""
+    encoder_length: int = 0
+    """Encoder-decoders only: the first tokens of each sequence, which the encoder reads; positions restart after them."""
     heads: int = 4
     """Number of query heads."""
     kv_heads: int = 0
@@ -70,7 +75,7 @@ class ModelConfig:
     ffn_size: int = 0
     """Width of the feed-forward layer; 0 for 4 x hidden_size, or 8/3 x rounded up to a multiple of 64 when gated."""
     max_sequence: int = 2048
-    """Longest sequence in tokens; rows of a learned position table, limit of a rotary one."""
+    """Longest sequence in tokens, the encoder's part included; rows of a learned position table, limit of a rotary one."""
     positions: str = "rotary"
     """How positions enter: learned, rotary or none."""
     rope_theta: float = 10000.0
@@ -84,7 +89,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     """Added to the variance inside the norms."""
     activation: str = "swiglu"
-    """gelu, gelu_tanh, relu, squared_relu, or the gated swiglu and geglu."""
+    """gelu, gelu_tanh, relu, squared_relu, or the gated swiglu, geglu and geglu_tanh."""
     bias: bool = False
     """Biases in all linear layers, and in LayerNorm."""
     qkv_bias: bool = False
@@ -114,7 +119,8 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of the initial weights."""
     scaled_residual_init: bool = True
-    """Divide the initial weights of the projections into the residual stream by sqrt(2 x layers) (GPT-2)."""
+    """Divide the initial weights of the projections into the residual stream by the square root of how many there are: 2 x
+    layers (GPT-2), 3 x in a decoder that attends to an encoder."""
     moe: MoEConfig = MoEConfig()
     """Mixture of experts."""
 
@@ -126,7 +132,7 @@ class ModelConfig:
         _one_of("model.activation", self.activation, ACTIVATIONS)
         for option in ("hidden_size", "layers", "heads", "max_sequence", "vocab_multiple"):
             _refuse_unless(getattr(self, option) >= 1, f"model.{option}", getattr(self, option), "at least 1")
-        for option in ("vocab_size", "kv_heads", "head_size", "ffn_size", "attention_window"):
+        for option in ("vocab_size", "kv_heads", "head_size", "ffn_size", "attention_window", "encoder_layers"):
             _refuse_unless(getattr(self, option) >= 0, f"model.{option}", getattr(self, option), "at least 0")
         _refuse_unless(self.document_end >= -1, "model.document_end", self.document_end, "a token, or -1")
         if self.document_end >= 0 and not self.document_mask:
@@ -169,7 +175,35 @@ class ModelConfig:
             raise ModelError(
                 "model.qk_norm_whole=true: normalises what model.qk_norm=true does by heads; set one of them false"
             )
+        self._check_encoder()
         self._check_experts()
+
+    def _check_encoder(self) -> None:
+        if not self.encoder_layers:
+            if self.encoder_length:
+                raise ModelError(
+                    f"model.encoder_length={self.encoder_length}: has no effect with model.encoder_layers=0; set it to 0 or "
+                    "model.encoder_layers above 0"
+                )
+            return
+        if not 0 < self.encoder_length < self.max_sequence:
+            raise ModelError(
+                f"model.encoder_length={self.encoder_length}: with model.encoder_layers={self.encoder_layers} must be at least "
+                f"1 and below model.max_sequence={self.max_sequence}: the tokens of a sequence that the encoder reads"
+            )
+        for option, there, why in (
+            ("causal=false", not self.causal, "an encoder sees all anyway, and a decoder must not look ahead"),
+            (
+                "document_mask=true",
+                self.document_mask,
+                "attention keeps to the documents that the objective marks, always",
+            ),
+            (f"moe.experts={self.moe.experts}", self.moe.experts > 0, "experts are built in decoders alone"),
+        ):
+            if there:
+                raise ModelError(
+                    f"model.{option}: with model.encoder_layers={self.encoder_layers} it cannot be set ({why}); leave it out"
+                )
 
     def _check_experts(self) -> None:
         if not self.moe.experts:
@@ -212,6 +246,22 @@ class ModelConfig:
         """Width of one routed expert."""
         return self.moe.expert_size or self.ffn_width
 
+    @property
+    def parted(self) -> bool:
+        """Whether attention keeps to the documents that the clock is told of."""
+        return self.document_mask or self.encoder_layers > 0
+
+    @property
+    def branches(self) -> int:
+        """Projections into the residual stream of the decoder's layers."""
+        return self.layers * (3 if self.encoder_layers else 2)
+
+    def encoder(self) -> ModelConfig:
+        """The encoder by itself: layers that see both ways within a document."""
+        return replace(
+            self, layers=self.encoder_layers, encoder_layers=0, encoder_length=0, causal=False, document_mask=True
+        )
+
     def has_experts(self, layer: int) -> bool:
         """Whether the decoder layer at this index (from 0) has experts."""
         return self.moe.has_experts(layer)
@@ -247,6 +297,11 @@ def _count(config: ModelConfig, experts: int) -> int:
         for layer in range(config.layers)
     )
     layers += config.layers * (attention + 2 * norm)
+    if config.encoder_layers:
+        layers += config.layers * (attention + norm)  # the decoder attends to the encoder, too
+        feed_forward = _count_feed_forward(config, config.ffn_width)
+        layers += config.encoder_layers * (attention + feed_forward + 2 * norm)
+        layers += norm if config.norm_position == "pre" else 0
     embedding = config.padded_vocab * hidden * (1 if config.tied_embeddings else 2)
     positions = config.max_sequence * hidden if config.positions == "learned" else 0
     return embedding + positions + layers + (norm if config.norm_position == "pre" else 0)
@@ -275,10 +330,32 @@ def mean_keys(config: ModelConfig, sequence_length: int) -> float:
     return sides * (window - window * window / (2 * sequence_length))
 
 
+def two_part_costs(config: ModelConfig, sequence_length: int) -> tuple[float, float, float]:
+    """Floating-point operations of an encoder-decoder's encoder, decoder and head, forward and backward, for one token of its
+    sequences, the encoder's and the decoder's counted alike: as `flops_per_token` counts, each product over the rows it has."""
+    encoder, decoder = config.encoder_length, sequence_length - config.encoder_length
+    hidden, query = config.hidden_size, config.heads * config.head_width
+    key_value = 2 * config.key_value_heads * config.head_width
+    feed = hidden * config.ffn_width * (3 if config.gated else 2)
+    within = mean_keys(config.encoder(), encoder), mean_keys(config, decoder)
+    plain = 6.0 * (hidden * (2 * query + key_value) + feed)  # self-attention and feed-forward, a row
+    first = encoder * (plain + 12.0 * query * within[0])
+    last = decoder * (plain + 12.0 * query * within[1])
+    last += decoder * (6.0 * hidden * 2 * query + 12.0 * query * encoder) + encoder * 6.0 * hidden * key_value
+    head = decoder * 6.0 * hidden * config.padded_vocab
+    return (
+        config.encoder_layers * first / sequence_length,
+        config.layers * last / sequence_length,
+        head / sequence_length,
+    )
+
+
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """Floating-point operations of forward and backward for one token: 6 for each weight of a matrix product (of routed
     experts the chosen ones), and 12 x layers x heads x head_size x keys for attention scores, half the sequence under a causal
     mask (PaLM, appendix B, arXiv 2204.02311; the causal half as in most published utilisations)."""
+    if config.encoder_layers:
+        return sum(two_part_costs(config, sequence_length))
     weights = count_active_parameters(config)
     if not config.tied_embeddings:
         weights -= config.padded_vocab * config.hidden_size

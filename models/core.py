@@ -29,7 +29,8 @@ AttentionCore = Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
 @dataclass(frozen=True)
 class CoreSpec:
     """What is computed, the same at every layout. documents: attention does not cross them; prefix: what is marked as one is
-    seen from before it too; heads: query heads of the whole model; dropout_key: stream of its masks."""
+    seen from before it too; heads: query heads of the whole model; dropout_key: stream of its masks; start: where the rows
+    begin in the sequences whose documents the clock knows (a decoder's come after its encoder's)."""
 
     causal: bool = True
     window: int = 0
@@ -38,6 +39,7 @@ class CoreSpec:
     dropout: float = 0.0
     dropout_key: int | Tensor = 0
     heads: int = 1
+    start: int = 0
 
     def empty(self, rows: Span, columns: Span, *, marked: bool = False) -> bool:
         """Whether no row sees any column, whatever the documents are. marked: whether some column may be of a prefix."""
@@ -143,8 +145,9 @@ def document_numbers(tokens: Tensor, end: int) -> Tensor:
 
 
 def parts_of(spec: CoreSpec, clock: Clock, first_sample: int, sequences: int) -> tuple[Tensor | None, Tensor | None]:
-    """Documents int64 [B, S] and prefixes bool [B, S] of some sequences, where the model's attention asks for them."""
-    documents = clock.documents(first_sample, sequences) if spec.documents else None
+    """Documents int64 [B, S] and prefixes bool [B, S] of some sequences, where the model's attention asks for them; documents
+    from `spec.start` on."""
+    documents = clock.documents(first_sample, sequences)[:, spec.start :] if spec.documents else None
     return documents, clock.prefix(first_sample, sequences) if spec.prefix else None
 
 

@@ -3,6 +3,10 @@
 Blocks: `embedding`, `positions`, `layers.0` … `layers.n-1`, `final_norm` (pre-norm models only), `head`. Between blocks
 flows one tensor [S, B, H]; tokens [B, S] go in, logits [S, B, V] come out. Tokens and position embeddings are two
 blocks so that a tied head shares a block that holds nothing else.
+
+An encoder-decoder (arXiv 1706.03762, 1910.10683) is such a list, too, with `encoder.0` … and `encoder_norm` (pre-norm) before
+`layers.0`: of each sequence the first `encoder_length` rows are the encoder's, the others the decoder's, and a block passes on
+unchanged what it does not act on. Logits come out for the decoder's rows alone.
 """
 
 from __future__ import annotations
@@ -19,10 +23,24 @@ from models.attention import Attention
 from models.blocks import block_count
 from models.config import ModelConfig
 from models.core import take_spans
+from models.cross_attention import CrossAttention
 from models.feedforward import FeedForward
 from models.layers import Dropout, Layers, Norm
 from models.moe.layer import MixtureOfExperts
 from models.parameters import declaration, initialise
+
+
+class Parts:
+    """Where the rows of sequences part in the encoder's and the decoder's; a decoder alone has all of them."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        self.encoder, self._layers = config.encoder_length, layers
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations [S, B, H] as they flow between blocks -> the encoder's rows and the decoder's. Where the sequence is cut,
+        each rank has its share of both parts."""
+        rows = self.encoder * x.shape[0] // self._layers.uncut(x.shape[0])
+        return x[:rows], x[rows:]
 
 
 class Block(nn.Module):
@@ -38,10 +56,13 @@ class EmbeddingBlock(Block):
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__("embedding")
+        self.encoder = config.encoder_length
         self.token = layers.embedding(config.padded_vocab, config.hidden_size, std=config.init_std)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.token(tokens)
+        if not self.encoder:
+            return self.token(tokens)
+        return torch.cat((self.token(tokens[:, : self.encoder]), self.token(tokens[:, self.encoder :])))
 
 
 class PositionBlock(Block):
@@ -56,13 +77,23 @@ class PositionBlock(Block):
             self.weight = layers.replicated(table, std=config.init_std)
         self.resets = config.reset_position_ids and config.positions == "learned"
         self.dropout = Dropout(layers, config.dropout, self.name)
+        self.parts = Parts(config, layers)
+        self.encoder_dropout = Dropout(layers, config.dropout, f"{self.name}/encoder")
 
     def forward(self, x: Tensor) -> Tensor:
         dropping = self.dropout.probability > 0 and self.training
         first_sample = self._layers.clock.first_sample(self.name, x.shape[1]) if dropping or self.resets else 0
+        if not self.parts.encoder:
+            return self._place(x, first_sample, self.dropout)
+        encoder, decoder = self.parts.split(x)
+        return torch.cat(
+            (self._place(encoder, first_sample, self.encoder_dropout), self._place(decoder, first_sample, self.dropout))
+        )
+
+    def _place(self, x: Tensor, first_sample: int, dropout: Dropout) -> Tensor:
         if self.weight is not None:
             x = x + self._rows(self._layers.use(self.weight), x, first_sample)
-        return self.dropout(x, first_sample, self._layers.uncut(x.shape[0])) if dropping else x
+        return dropout(x, first_sample, self._layers.uncut(x.shape[0]))
 
     def _rows(self, table: Tensor, x: Tensor, first_sample: int) -> Tensor:
         """Rows of the table for x [S, B, H]: [S, 1, H], or [S, B, H] where each document has its own positions."""
@@ -76,11 +107,11 @@ class PositionBlock(Block):
 class DecoderLayer(Block):
     """Attention and feed-forward around the residual stream, pre- or post-norm."""
 
-    def __init__(self, config: ModelConfig, layers: Layers, index: int, recompute: str) -> None:
-        super().__init__(f"layers.{index}")
+    def __init__(self, config: ModelConfig, layers: Layers, index: int, recompute: str, stack: str = "layers") -> None:
+        super().__init__(f"{stack}.{index}")
         self.pre_norm = config.norm_position == "pre"
         self.recompute = recompute == "block"
-        self.parted = config.document_mask or config.prefix_mask
+        self.parted = config.parted or config.prefix_mask
         self._layers = layers
         self.attention_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
         self.attention = Attention(config, layers, self.name, recompute_core=recompute == "selective")
@@ -114,17 +145,70 @@ class DecoderLayer(Block):
         return self._compiled(x, torch.tensor(first_sample))  # a number would be compiled for each value anew
 
     def _arithmetic(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
+        x = self._attend(x, first_sample)
+        return self._branch(x, first_sample, self.ffn_norm, self._feed, self.ffn_drop)
+
+    def _attend(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
+        return self._branch(x, first_sample, self.attention_norm, self.attention, self.attention_drop)
+
+    def _branch(
+        self, x: Tensor, first_sample: int | Tensor, norm: nn.Module, part: Callable[..., Tensor], drop: nn.Module
+    ) -> Tensor:
+        """A part of the layer, called with its input and the first sample, beside the residual stream."""
         length = self._layers.uncut(x.shape[0])
         if self.pre_norm:
-            x = x + self.attention_drop(self.attention(self.attention_norm(x), first_sample), first_sample, length)
-            return x + self.ffn_drop(self._feed(self.ffn_norm(x), first_sample), first_sample, length)
-        x = self.attention_norm(x + self.attention_drop(self.attention(x, first_sample), first_sample, length))
-        return self.ffn_norm(x + self.ffn_drop(self._feed(x, first_sample), first_sample, length))
+            return x + drop(part(norm(x), first_sample), first_sample, length)
+        return norm(x + drop(part(x, first_sample), first_sample, length))
 
     def _feed(self, x: Tensor, first_sample: int) -> Tensor:
         if isinstance(self.feed_forward, MixtureOfExperts):
             return self.feed_forward(x, first_sample)
         return self.feed_forward(x)
+
+
+class EncoderLayer(DecoderLayer):
+    """A layer of the encoder: acts on its rows, which see one another."""
+
+    def __init__(self, config: ModelConfig, layers: Layers, index: int, recompute: str) -> None:
+        super().__init__(config.encoder(), layers, index, recompute, "encoder")
+        self._parts = Parts(config, layers)
+
+    def _arithmetic(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
+        encoder, decoder = self._parts.split(x)
+        return torch.cat((super()._arithmetic(encoder, first_sample), decoder))
+
+
+class EncoderNorm(Block):
+    """The norm of a pre-norm encoder's rows, as every layer of the decoder attends to them."""
+
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
+        super().__init__("encoder_norm")
+        self.norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
+        self._parts = Parts(config, layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        encoder, decoder = self._parts.split(x)
+        return torch.cat((self.norm(encoder), decoder))
+
+
+class CrossLayer(DecoderLayer):
+    """A layer of a decoder that attends to itself and then to its encoder's rows; acts on its own rows."""
+
+    def __init__(self, config: ModelConfig, layers: Layers, index: int, recompute: str) -> None:
+        super().__init__(config, layers, index, recompute)
+        self._parts = Parts(config, layers)
+        self.cross_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
+        self.cross = CrossAttention(config, layers, self.name, recompute_core=recompute == "selective")
+        self.cross_drop = Dropout(layers, config.dropout, f"{self.name}/cross_output")
+
+    def _arithmetic(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
+        encoder, decoder = self._parts.split(x)
+        decoder = self._attend(decoder, first_sample)
+        decoder = self._branch(
+            decoder, first_sample, self.cross_norm, lambda x, first: self.cross(x, encoder, first), self.cross_drop
+        )
+        decoder = self._branch(decoder, first_sample, self.ffn_norm, self._feed, self.ffn_drop)
+        return torch.cat((encoder, decoder))
 
 
 class FinalNorm(Block):
@@ -139,16 +223,17 @@ class FinalNorm(Block):
 
 
 class HeadBlock(Block):
-    """[S, B, H] -> logits [S, B, V]; tied to the embedding by being handed its block."""
+    """[S, B, H] -> logits [S, B, V] of the decoder's rows; tied to the embedding by being handed its block."""
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__("head")
+        self._parts = Parts(config, layers)
         self.projection = layers.head(
             config.hidden_size, config.padded_vocab, std=config.init_std, tied=config.tied_embeddings
         )
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return self.projection(x, weight)
+        return self.projection(self._parts.split(x)[1], weight)
 
 
 def block_recipe(
@@ -159,11 +244,20 @@ def block_recipe(
         return EmbeddingBlock, (config, layers)
     if index == 1:
         return PositionBlock, (config, layers)
-    if index < config.layers + 2:
-        return DecoderLayer, (config, layers, index - 2, recompute)
-    if index == block_count(config) - 1:
-        return HeadBlock, (config, layers)
-    return FinalNorm, (config, layers)
+    index -= 2
+    if config.encoder_layers:
+        if index < config.encoder_layers:
+            return EncoderLayer, (config, layers, index, recompute)
+        index -= config.encoder_layers
+        if config.norm_position == "pre":
+            if index == 0:
+                return EncoderNorm, (config, layers)
+            index -= 1
+    if index < config.layers:
+        return CrossLayer if config.encoder_layers else DecoderLayer, (config, layers, index, recompute)
+    if index == config.layers and config.norm_position == "pre":
+        return FinalNorm, (config, layers)
+    return HeadBlock, (config, layers)
 
 
 def build_block(config: ModelConfig, layers: Layers, index: int, recompute: str = "none") -> Block:

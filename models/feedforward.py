@@ -29,12 +29,13 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "squared_relu": _squared_relu,
     "swiglu": partial(gated, activation="silu"),
     "geglu": partial(gated, activation="gelu"),
+    "geglu_tanh": partial(gated, activation="gelu_tanh"),
 }
 
 
 def residual_std(config: ModelConfig) -> float:
     """Standard deviation of the initial weights of a projection into the residual stream."""
-    return config.init_std / (math.sqrt(2 * config.layers) if config.scaled_residual_init else 1.0)
+    return config.init_std / (math.sqrt(config.branches) if config.scaled_residual_init else 1.0)
 
 
 class FeedForward(nn.Module):

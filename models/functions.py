@@ -26,10 +26,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def gated(x: Tensor, activation: str) -> Tensor:
-    """activation(gate) * up, where x [..., 2F] holds gate and up side by side (arXiv 2002.05202). activation: silu, gelu."""
+    """activation(gate) * up, where x [..., 2F] holds gate and up side by side (arXiv 2002.05202). activation: silu, gelu,
+    gelu_tanh."""
     if is_compiling():
         gate, up = x.chunk(2, dim=-1)
-        return (F.silu(gate) if activation == "silu" else F.gelu(gate)) * up
+        return _activate(gate, activation) * up
     return _Gated.apply(x, activation)
 
 
@@ -77,7 +78,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str) -> Tensor:
         gate, up = x.chunk(2, dim=-1)
-        active = F.silu(gate) if activation == "silu" else F.gelu(gate)
+        active = _activate(gate, activation)
         ctx.activation = activation
         ctx.save_for_backward(x, active)
         return active * up
@@ -90,9 +91,20 @@ class _Gated(torch.autograd.Function):
         for_gate, for_up = found.chunk(2, dim=-1)
         torch.mul(gradient, active, out=for_up)
         torch.mul(gradient, up, out=for_gate)
-        backward = _aten.silu_backward if ctx.activation == "silu" else _aten.gelu_backward
-        backward.grad_input(for_gate, gate, grad_input=for_gate)
+        if ctx.activation == "silu":
+            _aten.silu_backward.grad_input(for_gate, gate, grad_input=for_gate)
+        else:
+            _aten.gelu_backward.grad_input(
+                for_gate, gate, approximate=_APPROXIMATE[ctx.activation], grad_input=for_gate
+            )
         return found, None
+
+
+_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def _activate(gate: Tensor, activation: str) -> Tensor:
+    return F.silu(gate) if activation == "silu" else F.gelu(gate, approximate=_APPROXIMATE[activation])
 
 
 class _Rotation(torch.autograd.Function):

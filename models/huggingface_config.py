@@ -27,6 +27,7 @@ ACTIVATIONS = {
     "relu": "relu",
     "swiglu": "silu",
     "geglu": "gelu",
+    "geglu_tanh": "gelu_pytorch_tanh",
 }
 _PLAIN = {
     "gelu_new": "gelu_tanh",
@@ -35,7 +36,13 @@ _PLAIN = {
     "relu2": "squared_relu",
     "relu": "relu",
 }
-_GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu"}
+_GATED = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu",
+    "gelu_new": "geglu_tanh",
+    "gelu_pytorch_tanh": "geglu_tanh",
+}
 
 
 def to_config(config: ModelConfig, dtype: str) -> dict[str, Any]:

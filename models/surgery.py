@@ -37,6 +37,8 @@ MEMORY = ("bias", "frequency")
 _INTO_THE_RESIDUAL = (
     "attention.output.weight",
     "attention.output.bias",
+    "cross.output.weight",
+    "cross.output.bias",
     "feed_forward.down.weight",
     "feed_forward.down.bias",
     "feed_forward.experts.down.weight",

@@ -49,6 +49,7 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
             raise ParallelError(f"model.{option}={value}: does not divide by parallel.tensor={degree}; {cure}")
     _check_experts(config, model, sequence_length)
     _check_compiled(config, model)
+    _check_encoder(config, model, sequence_length)
     if config.sequence_parallel and sequence_length % degree:
         raise ParallelError(
             f"train.sequence_length={sequence_length}: does not divide by parallel.tensor={degree}, as "
@@ -60,10 +61,33 @@ def check_model(config: ParallelConfig, model: ModelConfig, sequence_length: int
             "model.document_end=-1: model.document_mask=true must know the token that ends documents; name it"
         )
     stages = stage_count(config)
-    if stages > model.layers:
+    if stages > model.layers + model.encoder_layers:
         each = f" of {stages_per_rank(config)} stages each" if stages > config.pipeline else ""
         raise ParallelError(
-            f"parallel.pipeline={config.pipeline}{each}: more stages than model.layers={model.layers}; choose fewer stages"
+            f"parallel.pipeline={config.pipeline}{each}: more stages than model.layers={model.layers}"
+            + (f" and model.encoder_layers={model.encoder_layers} have" if model.encoder_layers else "")
+            + "; choose fewer stages"
+        )
+
+
+def _check_encoder(config: ParallelConfig, model: ModelConfig, sequence_length: int) -> None:
+    if not model.encoder_layers:
+        return
+    encoder, decoder = model.encoder_length, sequence_length - model.encoder_length
+    if decoder < 1:
+        raise ParallelError(
+            f"train.sequence_length={sequence_length}: leaves no tokens to the decoder after model.encoder_length={encoder}; "
+            "raise one or lower the other"
+        )
+    if config.context > 1:
+        raise ParallelError(
+            f"parallel.context={config.context}: cuts sequences, and with model.encoder_layers={model.encoder_layers} a "
+            "decoder attends to all of the encoder's part; set parallel.context=1"
+        )
+    if config.sequence_parallel and (encoder % config.tensor or decoder % config.tensor):
+        raise ParallelError(
+            f"model.encoder_length={encoder}: parallel.sequence_parallel=true cuts the encoder's tokens and the {decoder} of "
+            f"the decoder in parallel.tensor={config.tensor} parts each; choose multiples of {config.tensor}"
         )
 
 
@@ -140,6 +164,7 @@ def _check_compiled(config: ParallelConfig, model: ModelConfig) -> None:
         (f"parallel.context={config.context}: what attention sends and receives", config.context > 1),
         ("model.document_mask=true: where documents end", model.document_mask),
         ("model.prefix_mask=true: where prefixes end", model.prefix_mask),
+        (f"model.encoder_layers={model.encoder_layers}: where documents end", model.encoder_layers > 0),
     ):
         if there:
             raise ParallelError(

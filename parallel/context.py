@@ -66,7 +66,10 @@ def cut_for(mesh: Mesh) -> SequenceCut:
 
 
 def documents_of(model: ModelConfig, tokens: Tensor, device: torch.device) -> Tensor | None:
-    """Document numbers of uncut sequences [R, S], where the model's attention asks for them."""
+    """Document numbers of uncut sequences [R, S], where the model's attention asks for them: what stands between ends, and of
+    an encoder-decoder all of a row."""
+    if model.encoder_layers:
+        return torch.zeros(tokens.shape, dtype=torch.int64, device=device)
     return document_numbers(tokens.to(device), model.document_end) if model.document_mask else None
 
 

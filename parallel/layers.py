@@ -60,11 +60,12 @@ def gather_vocabulary(logits: Tensor, mesh: Mesh) -> Tensor:
 def logits_at(logits: Tensor | None, position: int, length: int, mesh: Mesh) -> Tensor | None:
     """Logits float32 [B, V] after a position of sequences of `length`, on every rank of the tensor and context axes.
 
-    logits: [S/C, B, share of V], or None on ranks without the head, who are told None.
+    logits: [S/C, B, share of V] (of an encoder-decoder the last rows), or None on ranks without the head, who are told None.
     """
     if logits is None:
         return None
     rank, row = cut_for(mesh).find(position, length)
+    row -= length // mesh.config.context - logits.shape[0]
     found = gather_vocabulary(logits[row].float(), mesh).contiguous()
     if mesh.config.context > 1:
         dist.broadcast(found, group=mesh.context_group, group_src=rank)

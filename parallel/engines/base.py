@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.layers import Loss
 from models.moe.telemetry import LayerRouting
 from parallel.checkpoint.pieces import Piece
 from parallel.config import ParallelConfig, PrecisionConfig
@@ -79,6 +80,7 @@ class EngineSpec:
         rows = micro_batch_rows(self.micro_batch, self.sequence_length, batch.inputs.shape[1])
         count, rest = divmod(batch.inputs.shape[0], rows)
         assert count and not rest, (tuple(batch.inputs.shape), rows)
+        assert not batch.weights[:, : self.model.encoder_length].any(), "what the encoder reads predicts nothing"
         return rows, count
 
 
@@ -132,6 +134,13 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, batch.inputs.shape[0], size):
         rows = slice(start, start + size)
         yield Batch(batch.inputs[rows], batch.targets[rows], batch.weights[rows], batch.first_sample + start)
+
+
+def weighted_loss(loss: Loss, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the weighted losses of logits [S', B, share of V], which are those of the last S' of targets and weights [B, S]:
+    an encoder's rows predict nothing, and have none."""
+    first = targets.shape[1] - logits.shape[0]
+    return (loss(logits, targets[:, first:].t().contiguous()) * weights[:, first:].t()).sum()
 
 
 def squared_norm(gradients: list[Tensor]) -> float:

@@ -57,6 +57,7 @@ from parallel.engines.base import (
     set_applied_steps,
     set_learning_rate,
     squared_norm,
+    weighted_loss,
 )
 from parallel.engines.deepspeed_experts import mark_experts, split_groups
 from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refresh_model
@@ -332,8 +333,7 @@ class DeepSpeedEngine:
             yield micro.inputs, (micro.targets, micro.weights)
 
     def _loss_sum(self, logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
-        targets, weights = labels
-        return (self.loss(logits, targets.t().contiguous()) * weights.t()).sum()
+        return weighted_loss(self.loss, logits, *labels)
 
     def _clip_or_skip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Before the update at ZeRO 0: the global norm with replicated and tied parameters counted once, then clipping;

@@ -46,6 +46,7 @@ from parallel.engines.base import (
     set_applied_steps,
     set_learning_rate,
     squared_norm,
+    weighted_loss,
 )
 from parallel.engines.pipeline import Pipeline, groups_of
 from parallel.engines.routing import finish_routing
@@ -281,7 +282,7 @@ class FsdpEngine:
 
     def _ends(self, rows: int, length: int) -> tuple[int, ...]:
         """Shape of a micro-batch's logits on this rank."""
-        return length, rows, self.spec.model.padded_vocab // self.mesh.config.tensor
+        return length - self.spec.model.encoder_length, rows, self.spec.model.padded_vocab // self.mesh.config.tensor
 
     def _saves(self, index: int, shard: Shard) -> bool:
         """Whether this rank writes its rows: one rank of the tensor axis for whole parameters, replicas take turns."""
@@ -315,8 +316,7 @@ class FsdpEngine:
         return loss * self._factor
 
     def _weighted(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        losses = self.loss(logits, targets.to(self.device).t().contiguous())
-        return (losses * weights.to(self.device).t()).sum()
+        return weighted_loss(self.loss, logits, targets.to(self.device), weights.to(self.device))
 
     def _forward(self, tokens: Tensor) -> Tensor | None:
         for module in self.modules.values():

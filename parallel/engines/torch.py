@@ -32,6 +32,7 @@ from parallel.engines.base import (
     set_applied_steps,
     set_learning_rate,
     squared_norm,
+    weighted_loss,
 )
 from parallel.engines.routing import finish_routing
 from parallel.engines.scale import LossScale
@@ -109,7 +110,7 @@ class TorchEngine:
         self.model.eval()
         self.clock.start(0, documents_of(self.spec.model, tokens, self.device))
         with torch.no_grad():
-            return self.model(tokens.to(self.device))[position].float()
+            return self.model(tokens.to(self.device))[position - tokens.shape[1]].float()
 
     def named_parameters(self) -> NamedParameters:
         return list(named_parameters(iter(self.model.blocks)))
@@ -136,8 +137,7 @@ class TorchEngine:
 
     def _loss_sum(self, micro: Batch) -> Tensor:
         logits = self.model(micro.inputs.to(self.device))
-        losses = self.loss(logits, micro.targets.to(self.device).t())
-        return (losses * micro.weights.to(self.device).t()).sum()
+        return weighted_loss(self.loss, logits, micro.targets.to(self.device), micro.weights.to(self.device))
 
     def _accumulate_in_float32(self) -> list:
         """Move each gradient into its master's float32 sum as soon as autograd has it."""

@@ -51,6 +51,11 @@ FUNCTIONS = {
     ),
     "swiglu": (lambda x: gated(x, "silu"), lambda x: plain_gated(x, F.silu), [(S, B, 8)]),
     "geglu": (lambda x: gated(x, "gelu"), lambda x: plain_gated(x, F.gelu), [(S, B, 8)]),
+    "geglu_tanh": (
+        lambda x: gated(x, "gelu_tanh"),
+        lambda x: plain_gated(x, lambda y: F.gelu(y, approximate="tanh")),
+        [(S, B, 8)],
+    ),
     "rotate": (lambda x: rotate(x, *table(x.dtype)), plain_rotation, [(S, B, HEADS, D)]),
     "split_and_rotate": (split_of, plain_split, [(S, B, (HEADS + 2 * KV_HEADS) * D)]),
 }

@@ -48,6 +48,7 @@ DIALECTS = {
     "llama-wide-heads": changed(LLAMA, head_size=16),
     "llama-stretched": changed(LLAMA, rope_theta=1000.0, rope_scaling=STRETCHED),
     "llama-geglu-biases": changed(LLAMA, activation="geglu", bias=True),
+    "llama-geglu-tanh": changed(LLAMA, activation="geglu_tanh"),
     "mistral": changed(LLAMA, attention_window=17),
     "qwen2": changed(LLAMA, qkv_bias=True, norm_eps=1e-6, rope_theta=1e6),
     "qwen3": changed(LLAMA, qk_norm=True, norm_eps=1e-6),
