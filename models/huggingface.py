@@ -119,8 +119,8 @@ def family(config: ModelConfig) -> str:
     """The Hugging Face family that computes the same function; raises where there is none."""
     if config.encoder_layers:
         raise ModelError(
-            f"model.encoder_layers={config.encoder_layers}: no Hugging Face family here computes the same function (T5 has relative "
-            "biases); keep the checkpoint as it is"
+            f"model.encoder_layers={config.encoder_layers}: no Hugging Face family here computes the same function (T5 has "
+            "relative biases); keep the checkpoint as it is"
         )
     if not config.causal:
         raise ModelError("model.causal=false: no Hugging Face family here sees what comes after; set model.causal=true")

@@ -331,7 +331,8 @@ def test_flops_are_counted_product_by_product() -> None:
         ({"encoder_length": 32}, ["model.encoder_length=32", "max_sequence=32"]),
         ({"encoder_layers": -1}, ["model.encoder_layers=-1", "at least 0"]),
         ({"causal": False}, ["model.causal=false", "encoder_layers=2", "leave it out"]),
-        ({"document_mask": True}, ["model.document_mask=true", "always", "leave it out"]),
+        ({"document_mask": True}, ["model.document_mask=true", "objective marks", "leave it out"]),
+        ({"prefix_mask": True}, ["model.prefix_mask=true", "encoder's", "leave it out"]),
     ],
 )
 def test_options_that_an_encoder_decoder_cannot_have_are_refused(changes: dict, words: list[str]) -> None:

@@ -97,6 +97,32 @@ DIALECTS: dict[str, ModelConfig] = {
     "qwen": replace(
         _MINUTE, kv_heads=2, qk_norm=True, qkv_bias=True, tied_embeddings=True, dropout=0.1, attention_dropout=0.1
     ),
+    # an encoder, packed pairs and padding: grouped-query, query-key norm, dropout in all attentions, tied
+    "t5": replace(
+        _MINUTE,
+        layers=2,
+        encoder_layers=2,
+        encoder_length=6,
+        kv_heads=2,
+        qk_norm=True,
+        activation="geglu_tanh",
+        tied_embeddings=True,
+        dropout=0.1,
+        attention_dropout=0.1,
+    ),
+    # as in the first transformer: learned positions, post-norm, biases
+    "first": replace(
+        _MINUTE,
+        layers=3,
+        encoder_layers=3,
+        encoder_length=8,
+        positions="learned",
+        norm="layernorm",
+        norm_position="post",
+        activation="relu",
+        bias=True,
+        tied_embeddings=False,
+    ),
     # experts in every layer, none dropped, balanced by both losses, one always on behind a gate
     "experts": replace(
         _MINUTE,
@@ -245,6 +271,17 @@ def prefix_of_step(step: int) -> Tensor:
         found |= here & (place - first < (here.sum(1, keepdim=True) + 2) // 3)
     found[step % 3 :: 3] = False
     return found
+
+
+def pairs_of_step(step: int, encoder: int) -> Tensor:
+    """Documents int64 [8, 16] of a step of an encoder-decoder whose encoder reads the first `encoder` tokens: two pairs in
+    every second row, one in the others, and up to three tokens of padding after the sources."""
+    documents = torch.zeros(SEQUENCES, LENGTH, dtype=torch.int64)
+    documents[step % 2 :: 2, encoder // 2 : encoder] = 1
+    documents[step % 2 :: 2, encoder + (5 * step + 3) % (LENGTH - encoder) :] = 1
+    for row in range(SEQUENCES):
+        documents[row, encoder - (row + step) % min(4, encoder // 2) : encoder] = -1
+    return documents
 
 
 def weights_of_step(step: int) -> Tensor:

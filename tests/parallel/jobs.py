@@ -33,6 +33,7 @@ from tests.parallel.cases import (
     SEQUENCES,
     Case,
     documents_of_step,
+    pairs_of_step,
     prefix_of_step,
     tokens_of_step,
     weights_of_step,
@@ -89,15 +90,19 @@ def spec_of(case: Case, mesh: Mesh) -> EngineSpec:
 
 
 def batch_of_step(step: int, mesh: Mesh, case: Case | None = None) -> Batch:
-    """This data rank's rows of a step; with documents and prefixes where the model of the case sees prefixes."""
+    """This data rank's rows of a step; with documents and prefixes where the model of the case sees prefixes, and with packed
+    pairs, of which only the decoder's part is predicted, where it has an encoder."""
     rows = SEQUENCES // mesh.config.data
     start = mesh.place.data * rows
     own = slice(start, start + rows)
     tokens, weights = tokens_of_step(step)[own], weights_of_step(step)[own]
     batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), weights, step * SEQUENCES + start)
-    if case is None or not case.model.prefix_mask:
-        return batch
-    return replace(batch, documents=documents_of_step(step)[own], prefix=prefix_of_step(step)[own])
+    if case is not None and case.model.prefix_mask:
+        return replace(batch, documents=documents_of_step(step)[own], prefix=prefix_of_step(step)[own])
+    if case is not None and case.model.encoder_layers:
+        weights[:, : case.model.encoder_length] = 0
+        return replace(batch, documents=pairs_of_step(step, case.model.encoder_length)[own])
+    return batch
 
 
 def run_steps(case: Case, engine: Engine, mesh: Mesh, steps: range, curve: Curve) -> None:

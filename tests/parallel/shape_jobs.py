@@ -13,7 +13,7 @@ from tests.parallel.jobs import Curve, laid_out
 Shapes = list[tuple[int, int]]
 
 
-def shaped_batch(step: int, first: int, shape: tuple[int, int], mesh: Mesh) -> Batch:
+def shaped_batch(step: int, first: int, shape: tuple[int, int], mesh: Mesh, encoder: int) -> Batch:
     """This data rank's rows of a made-up global batch whose first row has the global index `first`. Every second token can be
     foretold, documents end here and there, and some targets count half or nothing."""
     rows, length = shape
@@ -24,6 +24,7 @@ def shaped_batch(step: int, first: int, shape: tuple[int, int], mesh: Mesh) -> B
     weights = torch.ones(rows, length)
     weights[step % rows, : length // 3] = 0
     weights[(3 * step + 1) % rows] *= 0.5
+    weights[:, :encoder] = 0  # what an encoder reads is not predicted
     share = rows // mesh.config.data
     start = mesh.place.data * share
     own = slice(start, start + share)
@@ -36,7 +37,9 @@ def train_shapes(case: Case, shapes: Shapes) -> Curve:
     with laid_out(case) as (engine, mesh):
         check_shapes(mesh.config, case.model, shapes, micro_batch=case.micro_batch, sequence_length=LENGTH)
         for step, shape in enumerate(shapes):
-            result = engine.step(shaped_batch(step, first, shape, mesh), case.optimizer.learning_rate)
+            result = engine.step(
+                shaped_batch(step, first, shape, mesh, case.model.encoder_length), case.optimizer.learning_rate
+            )
             first += shape[0]
             curve.losses.append(result.loss)
             curve.norms.append(result.grad_norm)
@@ -45,7 +48,7 @@ def train_shapes(case: Case, shapes: Shapes) -> Curve:
             if step % 3 == 2:
                 for further in (1, 2):
                     seen = shapes[(step + further) % len(shapes)]
-                    loss, tokens = engine.evaluate(shaped_batch(1000 + step, 0, seen, mesh))
+                    loss, tokens = engine.evaluate(shaped_batch(1000 + step, 0, seen, mesh, case.model.encoder_length))
                     curve.validation.append(loss / tokens)
                 length = shapes[step][1]
                 tokens = torch.arange(2 * length).view(2, length) % VOCABULARY
