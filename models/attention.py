@@ -40,6 +40,7 @@ class Attention(nn.Module):
             window=config.attention_window,
             documents=config.parted,
             prefix=config.prefix_mask,
+            varlen=config.attention_kernel == "varlen",
             dropout=config.attention_dropout,
             dropout_key=key_tensor(stream_key(layers.clock.seed, "dropout", name, "attention")),
             heads=config.heads,

@@ -13,6 +13,7 @@ from models.moe.config import MoEConfig
 NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rotary", "none")
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu", "geglu_tanh")
+KERNELS = ("dense", "varlen")
 GATED = ("swiglu", "geglu", "geglu_tanh")
 
 
@@ -102,6 +103,9 @@ class ModelConfig:
     """Attention does not cross the ends of documents packed into one sequence; positions run on (Llama 3)."""
     reset_position_ids: bool = False
     """Positions begin at 0 with each document packed into a sequence; needs document_mask."""
+    attention_kernel: str = "dense"
+    """How attention with a document_mask is computed: dense, all pairs of a sequence under a mask; varlen, one document after
+    another, so that hidden pairs cost nothing."""
     prefix_mask: bool = False
     """What the objective marks as a prefix is seen by all of its document, also from before it (prefix LM, UL2)."""
     document_end: int = -1
@@ -143,6 +147,13 @@ class ModelConfig:
             option = "document_mask=false" if not self.document_mask else "positions=none"
             raise ModelError(
                 f"model.reset_position_ids=true: has no effect with model.{option}; change that or leave it out"
+            )
+        _one_of("model.attention_kernel", self.attention_kernel, KERNELS)
+        if self.attention_kernel == "varlen" and (not self.document_mask or self.attention_dropout):
+            option = "document_mask=false" if not self.document_mask else f"attention_dropout={self.attention_dropout}"
+            raise ModelError(
+                f"model.attention_kernel=varlen: computes documents one by one without dropout, and not with model.{option}; "
+                "change that or set model.attention_kernel=dense"
             )
         if self.prefix_mask and not self.causal:
             raise ModelError(

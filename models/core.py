@@ -29,13 +29,15 @@ AttentionCore = Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
 @dataclass(frozen=True)
 class CoreSpec:
     """What is computed, the same at every layout. documents: attention does not cross them; prefix: what is marked as one is
-    seen from before it too; heads: query heads of the whole model; dropout_key: stream of its masks; start: where the rows
-    begin in the sequences whose documents the clock knows (a decoder's come after its encoder's)."""
+    seen from before it too; varlen: documents are computed one by one; heads: query heads of the whole model; dropout_key:
+    stream of its masks; start: where the rows begin in the sequences whose documents the clock knows (a decoder's come after
+    its encoder's)."""
 
     causal: bool = True
     window: int = 0
     documents: bool = False
     prefix: bool = False
+    varlen: bool = False
     dropout: float = 0.0
     dropout_key: int | Tensor = 0
     heads: int = 1

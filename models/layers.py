@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.core import AttentionCore, CoreSpec, PlainCore, Spans
+from models.core import AttentionCore, CoreSpec, Spans
 from models.functions import rms_norm
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
 from models.parameters import declare
 from models.random import Clock, drop, key_tensor, offsets, stream_key
+from models.varlen import core_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -120,7 +121,7 @@ class PlainLayers:
         return self.spans(length)
 
     def attention_core(self, spec: CoreSpec, heads: int) -> AttentionCore:
-        return PlainCore(spec, self.clock, self.feature_start(heads))
+        return core_of(spec, self.clock, self.feature_start(heads))
 
     def uncut(self, length: int) -> int:
         return length

@@ -80,6 +80,7 @@ class Clock:
         self._documents: Tensor | None = None
         self._prefix: Tensor | None = None
         self._positions: Tensor | None = None
+        self._borders: list[list[int]] | None = None
 
     def start(self, first_sample: int, documents: Tensor | None = None, prefix: Tensor | None = None) -> None:
         """A step begins whose first sequence on this data rank has this global index. documents: int64 [R, S], the number
@@ -87,6 +88,7 @@ class Clock:
         that their whole document sees; None for none."""
         self.moment += 1
         self._first, self._documents, self._prefix, self._positions = first_sample, documents, prefix, None
+        self._borders = None
         self._calls = {}
 
     def first_sample(self, block: str, sequences: int) -> int:
@@ -108,10 +110,24 @@ class Clock:
         """How many tokens of its document stand before each token, int64 [B, S], S uncut."""
         if self._positions is None:
             assert self._documents is not None, "a model that counts positions by document was not told of documents"
-            begins = torch.diff(self._documents, dim=1, prepend=self._documents[:, :1] - 1) != 0
+            begins = self._begins()
             place = torch.arange(self._documents.shape[1], device=self._documents.device)
             self._positions = place - (place * begins).cummax(1).values
         return self._positions[first_sample - self._first :][:sequences]
+
+    def borders(self, first_sample: int, sequences: int) -> list[list[int]]:
+        """Where documents begin in each of some sequences of this step, in ascending order."""
+        if self._borders is None:
+            assert self._documents is not None, "a model with a document mask was run without being told of documents"
+            rows, places = self._begins().nonzero(as_tuple=True)
+            counts = rows.bincount(minlength=len(self._documents)).tolist()
+            self._borders = [part.tolist() for part in places.cpu().split(counts)]
+        return self._borders[first_sample - self._first :][:sequences]
+
+    def _begins(self) -> Tensor:
+        """bool [R, S]: whether a document begins at a token."""
+        assert self._documents is not None
+        return torch.diff(self._documents, dim=1, prepend=self._documents[:, :1] - 1) != 0
 
 
 def key_tensor(key: int) -> Tensor:

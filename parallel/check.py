@@ -143,6 +143,11 @@ def _check_context(config: ParallelConfig, model: ModelConfig, sequence_length: 
             f"{degree * config.tensor}"
         )
     if config.context_method == "ring":
+        if model.attention_kernel == "varlen":
+            raise ParallelError(
+                "model.attention_kernel=varlen: parallel.context_method=ring attends to blocks of sequences, and leaves out "
+                "those without a common document; set model.attention_kernel=dense or parallel.context_method=ulysses"
+            )
         return
     heads, groups = model.heads // config.tensor, model.key_value_heads // config.tensor
     for option, value, fits in (

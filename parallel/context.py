@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.config import ModelConfig
-from models.core import AttentionCore, CoreSpec, PlainCore, Spans, document_numbers, positions_of, take_spans
+from models.core import AttentionCore, CoreSpec, Spans, document_numbers, positions_of, take_spans
 from models.layers import PlainLayers
 from models.random import Clock
+from models.varlen import core_of
 from parallel.engines.base import Batch
 from parallel.mesh import Mesh
 from parallel.ring import RingCore
@@ -87,7 +88,7 @@ def core_for(mesh: Mesh, spec: CoreSpec, clock: Clock, heads: int) -> AttentionC
     """The attention core of a layout, for `heads` query heads of this tensor rank."""
     first_head = mesh.place.tensor * heads
     if mesh.config.context == 1:
-        return PlainCore(spec, clock, first_head)
+        return core_of(spec, clock, first_head)
     if mesh.config.context_method == "ring":
         return RingCore(spec, clock, first_head, cut_for(mesh), mesh.context_group)
     return UlyssesCore(
@@ -142,7 +143,7 @@ class UlyssesCore:
     """Whole sequences and a share of the heads inside, a share of the sequence and all heads outside."""
 
     def __init__(self, spec: CoreSpec, clock: Clock, first_head: int, group: dist.ProcessGroup) -> None:
-        self.inner, self.group = PlainCore(spec, clock, first_head), group
+        self.inner, self.group = core_of(spec, clock, first_head), group
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, first_sample: int, training: bool) -> Tensor:
         """query [S/C, B, A, D], key and value [S/C, B, G, D] -> [S/C, B, A * D]."""
