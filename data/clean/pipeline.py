@@ -14,7 +14,7 @@ from data.clean.steps import parse
 from data.config import DataError
 from data.document import Document, Scalar
 
-_BATCH_CHARACTERS = 1 << 20  # steps work on arrays over a batch's characters: larger ones leave the caches
+_BATCH_CHARACTERS = 1 << 17  # steps work on arrays over the characters of a batch: larger ones leave the caches
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from typing import Any
 
 from data.clean.base import StepConfig, configure
 from data.clean.filters import FilterConfig
+from data.clean.signals import SignalsConfig
 from data.clean.unicode import UnicodeConfig
 
-STEPS: dict[str, type] = {config.name: config for config in (UnicodeConfig, FilterConfig)}
+STEPS: dict[str, type] = {config.name: config for config in (UnicodeConfig, SignalsConfig, FilterConfig)}
 
 
 def parse(options: Any, where: str) -> StepConfig:
