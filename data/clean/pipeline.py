@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,17 @@ class Pipeline:
         """Names of the columns that the steps write, in order."""
         return tuple(dict.fromkeys(name for config in self.configs for name in config.writes))
 
+    def spec(self) -> list[dict[str, Any]]:
+        """All that decides what the steps do: every option, defaults too, and hashes of the files they read."""
+        return [
+            {
+                "step": config.name,
+                **{item.name: getattr(config, item.name) for item in fields(config)},  # type: ignore[arg-type]
+                **{f"contents of {path}": _hash(path) for path in getattr(config, "inputs", ())},
+            }
+            for config in self.configs
+        ]
+
     @cached_property
     def stages(self) -> list[Stage]:
         """At least one; a global step is the last of its stage."""
@@ -121,6 +134,14 @@ class Pipeline:
                     "it writes; put {step: signals} before it"
                 )
             written.update(config.writes)
+
+
+def _hash(path: str) -> str:
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"corpus.clean: {path!r} cannot be read ({error.strerror}); correct the path") from None
 
 
 def _batches(documents: Sequence[Document]) -> list[list[Document]]:

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from data.clean.addresses import UrlsConfig
 from data.clean.base import StepConfig, configure
 from data.clean.filters import FilterConfig
+from data.clean.gopher import GopherConfig
+from data.clean.language import LanguageConfig
+from data.clean.lines import C4Config, LinesConfig
 from data.clean.signals import SignalsConfig
 from data.clean.unicode import UnicodeConfig
 
-STEPS: dict[str, type] = {config.name: config for config in (UnicodeConfig, SignalsConfig, FilterConfig)}
+_KINDS: tuple[type, ...] = (
+    UnicodeConfig,
+    UrlsConfig,
+    LanguageConfig,
+    LinesConfig,
+    C4Config,
+    SignalsConfig,
+    GopherConfig,
+    FilterConfig,
+)
+
+STEPS: dict[str, type] = {kind.name: kind for kind in _KINDS}  # type: ignore[attr-defined]
+"""Name -> config, in the order in which most corpora want them."""
 
 
 def parse(options: Any, where: str) -> StepConfig:
