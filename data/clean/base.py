@@ -55,14 +55,19 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Decision:
-    """What a global step found over n documents. keep: bool [n]; columns: name -> [n], added to kept documents."""
+    """What a global step found over n documents. keep: bool [n]; columns: name -> [n], added to kept documents.
+
+    note: what a reader of the step's tally should know, or nothing.
+    """
 
     keep: np.ndarray
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    note: str = ""
 
     def part(self, start: int, stop: int) -> Decision:
         """The decision on documents start … stop - 1."""
-        return Decision(self.keep[start:stop], {name: values[start:stop] for name, values in self.columns.items()})
+        columns = {name: values[start:stop] for name, values in self.columns.items()}
+        return Decision(self.keep[start:stop], columns, self.note)
 
 
 class GlobalStep(Protocol):
@@ -77,15 +82,29 @@ class GlobalStep(Protocol):
         """All signatures in document order -> what stays; the same however they were cut into parts."""
 
 
-Scorer = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
-"""Texts -> (mean nats a token float64 [texts], nats of the whole text float64 [texts]) under a language model."""
+@dataclass(frozen=True)
+class Scores:
+    """What a language model finds of n texts, of each as far as it reads: nats float64 [n], tokens int64 [n], bytes int64 [n].
+
+    tokens counts what is predicted; bytes is the UTF-8 that these tokens stand for.
+    """
+
+    nats: np.ndarray
+    tokens: np.ndarray
+    bytes: np.ndarray
+
+
+Scorer = Callable[[Sequence[str]], Scores]
 
 
 @dataclass(frozen=True)
 class Seams:
-    """What steps need that lies outside `data`. scorer: directory of a run -> Scorer; must be picklable."""
+    """What steps need that lies outside `data`. scorer: (directory of a run, tokens read of a text at most) -> Scorer.
 
-    scorer: Callable[[str], Scorer] | None = None
+    Pickled with a pipeline, so a function at the top of a module.
+    """
+
+    scorer: Callable[[str, int], Scorer] | None = None
 
 
 class StepConfig(Protocol):
@@ -130,6 +149,7 @@ class Tally:
     reasons: dict[str, int] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
+    note: str = ""
 
     def __add__(self, other: Tally) -> Tally:
         assert self.step == other.step
@@ -143,6 +163,7 @@ class Tally:
             _add(self.reasons, other.reasons),
             _add(self.lines, other.lines),
             _fewest({*self.samples, *other.samples}),
+            self.note or other.note,
         )
 
     def plain(self) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Stage:
             whole = replace(document, columns={**document.columns, **found}) if found else document
             outcomes.append(whole if keep else Dropped(document, self.last[1].reason))
         through = [kept(outcome) for outcome in outcomes if not isinstance(outcome, Dropped)]
-        return through, tally(self.last[0], documents, outcomes)
+        return through, replace(tally(self.last[0], documents, outcomes), note=decision.note)
 
 
 class Pipeline:

@@ -6,10 +6,13 @@ from typing import Any
 
 from data.clean.addresses import UrlsConfig
 from data.clean.base import StepConfig, configure
-from data.clean.filters import FilterConfig
+from data.clean.decontaminate import DecontaminateConfig
+from data.clean.duplicates import ExactConfig, MinhashConfig
+from data.clean.filters import FilterConfig, QuantileConfig
 from data.clean.gopher import GopherConfig
 from data.clean.language import LanguageConfig
 from data.clean.lines import C4Config, LinesConfig
+from data.clean.perplexity import PerplexityConfig
 from data.clean.signals import SignalsConfig
 from data.clean.unicode import UnicodeConfig
 
@@ -22,6 +25,11 @@ _KINDS: tuple[type, ...] = (
     SignalsConfig,
     GopherConfig,
     FilterConfig,
+    ExactConfig,
+    MinhashConfig,
+    DecontaminateConfig,
+    PerplexityConfig,
+    QuantileConfig,
 )
 
 STEPS: dict[str, type] = {kind.name: kind for kind in _KINDS}  # type: ignore[attr-defined]

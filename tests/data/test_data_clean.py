@@ -135,7 +135,7 @@ class _Even:
         _, first, inverse = np.unique(signatures[:, 0], return_index=True, return_inverse=True)
         keep = np.zeros(len(signatures), dtype=bool)
         keep[first] = True
-        return Decision(keep, {"same": np.bincount(inverse)[inverse]})
+        return Decision(keep, {"same": np.bincount(inverse)[inverse]}, "by threes")
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
@@ -152,7 +152,7 @@ def test_a_stage_gives_the_same_however_documents_are_cut_into_parts(parts):
         found += through
     assert [document.row for document in found] == [2, 3, 4]
     assert sum(document.columns["same"] for document in found) == of_last.before == 23 - 10
-    assert of_last.reasons == {"seen": 10}
+    assert of_last.reasons == {"seen": 10} and of_last.note == "by threes"
     local = ran[0].tallies[0]
     for part in ran[1:]:
         local += part.tallies[0]
