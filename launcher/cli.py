@@ -14,11 +14,7 @@ Command = Callable[[list[str]], int]
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console command; users' errors become one message and exit code 1."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    name = (
-        " ".join(arguments[:2])
-        if arguments and (arguments[0] in ("data", "checkpoint", "bench") or arguments[:2] == ["plan", "layout"])
-        else "".join(arguments[:1])
-    )
+    name = _command(arguments)
     rest = arguments[len(name.split()) :]
     if name in ("", "-h", "--help", "help"):
         name = "help"
@@ -34,6 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
         if not _is_users(error):
             raise
         return _fail(str(error))
+
+
+def _command(arguments: list[str]) -> str:
+    """The longest beginning of the line that is a command; what stands in its place where there is none."""
+    for words in (3, 2):
+        if (name := " ".join(arguments[:words])) in HANDLERS:
+            return name
+    group = arguments and arguments[0] in ("data", "checkpoint", "bench")
+    return " ".join(arguments[: 2 if group else 1])
 
 
 def _is_users(error: Exception) -> bool:
@@ -143,6 +148,12 @@ def _bench_moe(arguments: list[str]) -> int:
     return bench(arguments)
 
 
+def _bench_data_dedup(arguments: list[str]) -> int:
+    from launcher.bench.datadedup import main as bench
+
+    return bench(arguments)
+
+
 def _bench_layouts(arguments: list[str]) -> int:
     from launcher.bench.layouts import main as bench
 
@@ -221,6 +232,7 @@ HANDLERS: dict[str, Command] = {
     "bench train": _bench_train,
     "bench moe": _bench_moe,
     "bench layouts": _bench_layouts,
+    "bench data dedup": _bench_data_dedup,
     "completion": _completion,
     "complete": _complete,
     "help": _help,

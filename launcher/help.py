@@ -22,6 +22,7 @@ COMMANDS = {
     "bench train": "Triaxis against a bare loop and a Trainer   triaxis bench train",
     "bench moe": "what a mixture of experts costs             triaxis bench moe",
     "bench layouts": "bubbles against theory, engine against engine  triaxis bench layouts",
+    "bench data dedup": "near-deduplication beside datasketch          triaxis bench data dedup",
     "completion": 'tab completion                              eval "$(triaxis completion bash)"',
 }
 
@@ -89,7 +90,9 @@ def completions(line: str) -> list[str]:
     if len(before) == 0:
         return sorted({name.split()[0] for name in COMMANDS if name.startswith(word)})
     if before == [before[0]] and before[0] in ("data", "checkpoint", "bench"):
-        return [name.split()[1] for name in COMMANDS if name.startswith(f"{before[0]} {word}")]
+        return list(dict.fromkeys(name.split()[1] for name in COMMANDS if name.startswith(f"{before[0]} {word}")))
+    if before == ["bench", "data"]:
+        return [name.split()[2] for name in COMMANDS if name.startswith(f"bench data {word}")]
     if before[0] in ("sample", "report", "compare", "checkpoint"):
         return [str(path) for path in sorted(Path("runs").glob("*")) if str(path).startswith(word)]
     known = groups()

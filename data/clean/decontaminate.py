@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from data.clean.base import Dropped, Outcome, Seams, Step
+from data.clean.base import Dropped, Outcome, Seams, Step, with_columns
 from data.clean.words import Texts, Words
 from data.compression import open_bytes
 from data.config import DataError
@@ -94,7 +94,7 @@ class _Decontaminate:
         self, document: Document, share: float, match: tuple[int, int, int, int] | None, texts: Texts, words: Words
     ) -> Outcome:
         name = None if match is None else self.names[match[2]]
-        tagged = replace(document, columns={**document.columns, "test_overlap": share, "test_set": name})
+        tagged = with_columns(document, {"test_overlap": share, "test_set": name})
         if match is None or (share <= self.config.max_share and self.config.max_share > 0):
             return tagged
         word, size, _, row = match

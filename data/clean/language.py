@@ -7,10 +7,10 @@ scale is made independent of the length of the text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from data.clean.base import Dropped, Outcome, Seams, Step
+from data.clean.base import Dropped, Outcome, Seams, Step, with_columns
 from data.config import DataError
 from data.document import Document
 
@@ -65,7 +65,7 @@ class _Language:
 
     def _one(self, document: Document) -> Outcome:
         language, score = self.tell(document.text)
-        tagged = replace(document, columns={**document.columns, "language": language, "language_score": score})
+        tagged = with_columns(document, {"language": language, "language_score": score})
         if self.config.keep and language not in self.config.keep:
             return Dropped(tagged, "other language", language)
         if score < self.config.min_score:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from data.clean.base import Dropped, Outcome, Seams, Step
+from data.clean.base import Dropped, Outcome, Seams, Step, with_columns
 from data.config import DataError
 from data.document import Document
 
@@ -81,7 +81,7 @@ class _Perplexity:
         perplexity = np.exp(np.minimum(scores.nats / np.maximum(scores.tokens, 1), _MAX_NATS))
         bits = scores.nats / np.log(2) / np.maximum(scores.bytes, 1)
         return [
-            self._one(replace(document, columns={**document.columns, "perplexity": one, "bits_per_byte": other}))
+            self._one(with_columns(document, {"perplexity": one, "bits_per_byte": other}))
             for document, one, other in zip(documents, perplexity.tolist(), bits.tolist(), strict=True)
         ]
 

@@ -11,7 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from data.clean.base import Decision, Dropped, GlobalStep, Outcome, Seams, Step, StepConfig, Tally, kept, tally
+from data.clean.base import (
+    Decision,
+    Dropped,
+    GlobalStep,
+    Outcome,
+    Seams,
+    Step,
+    StepConfig,
+    Tally,
+    kept,
+    tally,
+    with_columns,
+)
 from data.clean.steps import parse
 from data.config import DataError
 from data.document import Document, Scalar
@@ -63,8 +75,7 @@ class Stage:
         outcomes: list[Outcome] = []
         for place, (document, keep) in enumerate(zip(documents, decision.keep.tolist(), strict=True)):
             found: dict[str, Scalar] = {name: values[place] for name, values in columns.items()}
-            whole = replace(document, columns={**document.columns, **found}) if found else document
-            outcomes.append(whole if keep else Dropped(document, self.last[1].reason))
+            outcomes.append(with_columns(document, found) if keep else Dropped(document, self.last[1].reason))
         through = [kept(outcome) for outcome in outcomes if not isinstance(outcome, Dropped)]
         return through, replace(tally(self.last[0], documents, outcomes), note=decision.note)
 

@@ -15,13 +15,13 @@ RedPajama-V2 (Weber et al. 2024, arXiv 2411.12372). Where these leave open what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
 import numpy as np
 
-from data.clean.base import Outcome, Seams, Step
+from data.clean.base import Outcome, Seams, Step, with_columns
 from data.clean.repeats import duplicate_lines, duplicate_paragraphs, entropy_and_kinds, repeated_ngrams
 from data.clean.words import DIGIT, LETTER, SINGLE, SPACE, Texts, Words, word_hashes
 from data.config import DataError
@@ -109,7 +109,7 @@ class _Signals:
         found = signals([document.text for document in documents])
         rows = zip(*(found[name].tolist() for name in self.names), strict=True)
         return [
-            replace(document, columns={**document.columns, **dict(zip(self.names, row, strict=True))})
+            with_columns(document, dict(zip(self.names, row, strict=True)))
             for document, row in zip(documents, rows, strict=True)
         ]
 

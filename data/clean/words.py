@@ -31,6 +31,7 @@ _SINGLES = (
     (0x20000, LIMIT - 1),
 )
 _RATIO = np.uint64(key("clean words", "ratio") & ~3 | 3)  # 3 mod 4: r^k - 1 then has the fewest factors of two
+_STEP = np.uint64(key("clean words", "step") | 1)
 _INVERSE = np.uint64(pow(int(_RATIO), -1, 1 << 64))
 
 
@@ -77,14 +78,18 @@ class Words:
 
     def __init__(self, texts: Texts) -> None:
         in_word = texts.kinds >= LETTER
-        single = texts.kinds == SINGLE
-        before = np.zeros(len(in_word), dtype=bool)
-        before[1:] = in_word[:-1] & ~single[:-1]
-        begins = in_word & (~before | single)
-        goes_on = np.zeros(len(in_word), dtype=bool)
-        goes_on[:-1] = in_word[1:] & ~single[1:] & ~single[:-1]
-        self.starts = np.flatnonzero(begins)
-        self.ends = np.flatnonzero(in_word & ~goes_on) + 1
+        single = np.flatnonzero(texts.kinds == SINGLE)
+        borders = np.diff(
+            in_word, prepend=False
+        )  # where a word begins, and where one has ended: a batch ends with a line end
+        if len(single):
+            borders[single] = borders[single + 1] = True
+        at = np.flatnonzero(borders)
+        if len(single):  # a border may now end one word and begin the next
+            inside = in_word[at]
+            self.starts, self.ends = at[inside], at[1:][inside[:-1]]
+        else:
+            self.starts, self.ends = at[::2].copy(), at[1::2].copy()
         self.text = texts.which(self.starts)
         self.hashes = hashes(texts.folded, self.starts, self.ends)
         self.per_text = np.bincount(self.text, minlength=texts.count)
@@ -100,8 +105,8 @@ class Words:
 
 
 def extend(hashes: np.ndarray, following: np.ndarray) -> np.ndarray:
-    """Hashes of runs of words, each one word longer."""
-    return mix(hashes, 0) + following
+    """Hashes of runs of words, each one word longer: words' hashes are random, so a polynomial of them is."""
+    return hashes * _STEP + following
 
 
 def hashes(running: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
