@@ -85,6 +85,24 @@ def _data_inspect(arguments: list[str]) -> int:
     return 0
 
 
+def _data_order(arguments: list[str]) -> int:
+    from launcher.corpus.order import order_command
+
+    return order_command(arguments)
+
+
+def _data_stats(arguments: list[str]) -> int:
+    from launcher.corpus.stats import stats_command
+
+    return stats_command(arguments)
+
+
+def _data_show(arguments: list[str]) -> int:
+    from launcher.corpus.show import show_command
+
+    return show_command(arguments)
+
+
 def _data_verify(arguments: list[str]) -> int:
     from data.corpus import Corpus
 
@@ -224,6 +242,9 @@ HANDLERS: dict[str, Command] = {
     "data build": _data_build,
     "data inspect": _data_inspect,
     "data verify": _data_verify,
+    "data order": _data_order,
+    "data stats": _data_stats,
+    "data show": _data_show,
     "checkpoint list": _checkpoint_list,
     "checkpoint verify": _checkpoint_verify,
     "checkpoint inspect": _checkpoint_inspect,

@@ -14,6 +14,9 @@ COMMANDS = {
     "data build": "text to tokenizer to shards                 triaxis data build corpus=stdlib",
     "data inspect": "what is in a corpus                         triaxis data inspect corpora/stdlib",
     "data verify": "check every byte of a corpus                triaxis data verify corpora/stdlib",
+    "data order": "orderings that methods need                 triaxis data order corpora/stdlib --by neighbours",
+    "data stats": "statistics as text and pictures, shuffles   triaxis data stats corpora/stdlib",
+    "data show": "what a run trains on, as a page             triaxis data show experiment=tiny --samples 0:8",
     "checkpoint list": "checkpoints of a run                        triaxis checkpoint list runs/tiny",
     "checkpoint verify": "check every byte of a run's checkpoints     triaxis checkpoint verify runs/tiny",
     "checkpoint inspect": "tensors and state of the newest one         triaxis checkpoint inspect runs/tiny",
@@ -95,9 +98,34 @@ def completions(line: str) -> list[str]:
         return [name.split()[2] for name in COMMANDS if name.startswith(f"bench data {word}")]
     if before[0] in ("sample", "report", "compare", "checkpoint"):
         return [str(path) for path in sorted(Path("runs").glob("*")) if str(path).startswith(word)]
+    if before[:2] in (["data", "order"], ["data", "stats"], ["data", "inspect"], ["data", "verify"]):
+        return _corpus_words(before[1], word)
     known = groups()
     if "=" in word:
         group, _, begun = word.partition("=")
         return [f"{group}={name}" for name in known.get(group, []) if name.startswith(begun)]
+    if before[:2] == ["data", "show"] and word.startswith("-"):
+        return [option for option in ("--samples", "--out", "--split") if option.startswith(word)]
     options = [f"{group}=" for group in known] + [f"{path}=" for path, _, _ in fields_of()]
     return [option for option in options if option.startswith(word)]
+
+
+def _corpus_words(command: str, word: str) -> list[str]:
+    """Corpora, and the options of `triaxis data order` and `stats`."""
+    if not word.startswith("-"):
+        return [
+            str(path.parent) for path in sorted(Path("corpora").glob("*/manifest.json")) if str(path).startswith(word)
+        ]
+    from launcher.options import flag, kinds_of
+
+    kinds: dict[str, object] = {}
+    if command == "order":
+        from data.orderings import METHODS
+        from launcher.corpus.order import OrderConfig
+
+        kinds = kinds_of(OrderConfig, *METHODS.values())  # type: ignore[arg-type]
+    elif command == "stats":
+        from launcher.corpus.stats import StatsConfig
+
+        kinds = kinds_of(StatsConfig)
+    return [flag(name) for name in kinds if flag(name).startswith(word)]

@@ -5,17 +5,16 @@ Lines are named where they end rather than in a legend.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from launcher.callbacks.units import PREFIXES, count, duration, finite
+from launcher.report.canvas import file_of, in_style
 from launcher.report.collect import Run
 from launcher.report.curves import draw_curve
 from launcher.report.marks import end_labels, mark_breaks, mark_phases, shared_baselines, write_labels
@@ -29,30 +28,8 @@ _SIZE = (11.0, 7.8)
 
 def picture(runs: Sequence[Run], theme: Theme, form: Literal["png", "svg"]) -> bytes:
     """The picture of one run, or of several in one frame. A PNG stands alone and has a title, an SVG lies in a page."""
-    style: Any = {
-        "font.size": 10.5,
-        "axes.facecolor": "none",
-        "axes.edgecolor": theme.grid,
-        "axes.grid": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.8,
-        "text.color": theme.ink,
-        "xtick.color": theme.grid,
-        "ytick.color": theme.grid,
-        "xtick.labelcolor": theme.quiet,
-        "ytick.labelcolor": theme.quiet,
-        "svg.hashsalt": "triaxis",  # equal runs give equal files
-    }
-    with matplotlib.rc_context(style):
-        figure = _figure(runs, theme, titled=form == "png")
-        target = io.BytesIO()
-        metadata = {"Date": None} if form == "svg" else {"Software": None}
-        figure.savefig(
-            target, format=form, dpi=150, facecolor=theme.paper if form == "png" else "none", metadata=metadata
-        )
-    return target.getvalue()
+    with in_style(theme):
+        return file_of(_figure(runs, theme, titled=form == "png"), theme, form)
 
 
 def _figure(runs: Sequence[Run], theme: Theme, titled: bool) -> Figure:

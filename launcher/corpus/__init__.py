@@ -1,0 +1,7 @@
+"""Looking at a corpus: orderings, statistics, its stream as a page.
+
+order    `triaxis data order`
+stats    `triaxis data stats`; pictures draws what it counted
+shuffle  `triaxis data stats --shuffle`
+show     `triaxis data show`; page writes the HTML
+"""
