@@ -27,15 +27,16 @@ BATCH_LOGITS = 1 << 24
 _SHORTEST = 16  # tokens of the smallest window shape; others are its doubles
 
 
-def load_scorer(run: str, tokens: int) -> Scorer:
-    """Scores with the newest checkpoint of a run. tokens: read of a text at most; 0 = all. DataError where none is there."""
+def load_scorer(run: str, tokens: int, option: str = "corpus.clean: step perplexity, run") -> Scorer:
+    """Scores with the newest checkpoint of a run. tokens: read of a text at most; 0 = all. DataError where none is there,
+    which names the option."""
     try:
         model, recipe = load_model(Path(run))
     except CheckpointError as error:
-        raise DataError(f"corpus.clean: step perplexity, run = {run!r}: {error}") from error
+        raise DataError(f"{option} = {run!r}: {error}") from error
     if not recipe.model.causal:
         raise DataError(
-            f"corpus.clean: step perplexity, run = {run!r}: model.causal=false, and only a model that predicts the next token "
+            f"{option} = {run!r}: model.causal=false, and only a model that predicts the next token "
             "gives a perplexity; name another run"
         )
     torch.set_num_threads(1)  # a build has a process a core; and sums in a fixed order

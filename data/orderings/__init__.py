@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +42,23 @@ def make(
     method: Method,
     splits: Sequence[str] = ("train",),
     progress: Progress = silent,
-    **identity: Any,
+    *,
+    call: Method | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> tuple[Ordering, bool]:
     """(the ordering, whether it was made now): one that is there already, with these options, is left as it is.
 
-    identity: what else decides the ordering and belongs to its options, such as which checkpoint scored. DataError when
-    the name is taken by another ordering, or the options do not fit the corpus.
+    call: what orders in the method's stead where that needs more than `data` has, such as a model; identity: what else
+    then decides the ordering, and is stored with its options. DataError when the name is taken by another ordering, or the
+    options do not fit the corpus.
     """
     corpus = Path(corpus)
     if len(set(splits)) != len(splits) or not splits:
         raise DataError(f"--splits={','.join(splits)}: name each split once, for example train,validation")
     opened = {split: Documents(corpus, split) for split in splits}
-    options = {**options_of(method), **identity}
+    options = {**options_of(method), **(identity or {})}
     found = existing(corpus, name, by, options, splits)
     if found is not None:
         return found, False
-    made = {split: (documents, method(documents, progress)) for split, documents in opened.items()}
+    made = {split: (documents, (call or method)(documents, progress)) for split, documents in opened.items()}
     return save(corpus, name, by, options, made), True

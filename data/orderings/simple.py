@@ -88,6 +88,9 @@ class Difficulty:
     descending: bool = False
     """From large values to small ones: hard to easy."""
 
+    reach: int = 0
+    """With a run: tokens at a document's beginning that it scores; 0 = all of them."""
+
     missing: str = "refuse"
     """What becomes of documents without the number: `refuse` the ordering, put them `last`, or `drop` them."""
 
@@ -100,11 +103,17 @@ class Difficulty:
                 f"--column={self.column} --run={self.run}: difficulty needs one of the two, a column of the corpus or a "
                 "run whose checkpoint scores documents"
             )
+        if self.reach < 0 or (self.reach and not self.run):
+            raise DataError(f"--reach={self.reach}: must be at least 0, and has no effect without --run")
         if self.missing not in ("refuse", "last", "drop"):
             raise DataError(f"--missing={self.missing}: must be refuse, last or drop")
 
     def __call__(self, documents: Documents, progress: Progress) -> Ordered:
         return self.order(documents.numbers(self.column))
+
+    @property
+    def _by(self) -> str:
+        return f"--run={self.run}" if self.run else f"--column={self.column}"
 
     def order(self, values: np.ndarray, columns: dict[str, pa.Array] | None = None) -> Ordered:
         """The ordering by these values, float64 [documents], NaN where there is none."""
@@ -112,11 +121,11 @@ class Difficulty:
         absent = int((~known).sum())
         if absent and self.missing == "refuse":
             raise DataError(
-                f"--column={self.column}: {absent:,} of {len(values):,} documents have no finite value; set "
+                f"{self._by}: {absent:,} of {len(values):,} documents have no finite value; set "
                 "--missing=last or --missing=drop"
             )
         if not known.any():
-            raise DataError(f"--column={self.column}: no document has a finite value; choose another column")
+            raise DataError(f"{self._by}: no document has a finite value; choose another")
         numbers = by_value(np.where(known, values, 0.0), self.descending, key("order", "difficulty", self.seed))
         kept = [numbers[known[numbers]]] + ([numbers[~known[numbers]]] if self.missing == "last" else [])
         quantiles = np.quantile(values[known], [0, 0.25, 0.5, 0.75, 1]).tolist()

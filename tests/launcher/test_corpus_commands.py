@@ -285,3 +285,30 @@ def test_completion_knows_the_options(monkeypatch, mine, tmp_path):
         "triaxis data show data.pa"
     )
     assert "order" in completions("triaxis data o")
+
+
+def test_difficulty_by_a_run(call, mine, straight):
+    told = call("data", "order", mine, "--by=difficulty", f"--run={straight}", "--splits=validation", "--name=hard")
+    assert "made" in told and "quartiles" in told
+    documents = Documents(mine, "validation")
+    scores = documents.numbers("hard.bits_per_byte")
+    assert np.isfinite(scores).all() and 3 < scores.min() <= scores.max() < 10
+    found = load(mine, "hard")
+    assert (np.diff(scores[found.numbers("validation")]) >= 0).all()
+    assert found.options["checkpoint"]["step"].startswith("step_")
+    easy_first = scores[found.numbers("validation")]
+    call(
+        "data",
+        "order",
+        mine,
+        "--by=difficulty",
+        f"--run={straight}",
+        "--splits=validation",
+        "--name=easy",
+        "--descending",
+    )
+    assert np.array_equal(scores[load(mine, "easy").numbers("validation")], easy_first[::-1])
+    assert "is there already" in call(
+        "data", "order", mine, "--by=difficulty", f"--run={straight}", "--splits=validation", "--name=hard"
+    )
+    assert "--run=nowhere" in call("data", "order", mine, "--by=difficulty", "--run=nowhere", "--name=no", code=1)
