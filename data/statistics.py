@@ -6,7 +6,9 @@ column; memory is 8 bytes a document, whatever the number of columns.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,9 @@ from data.documents import Documents
 from data.orderings.base import Progress, silent
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+CLEANING = "cleaning.json"
+"""What a build with cleaning steps writes beside the manifest: their tallies, in order."""
+
 _BINS = 60
 _ALWAYS = ("source", "path", "row", "bytes", "tokens")
 _MOST_WORDS = 1000  # a column of more different words is no category but a name
@@ -63,6 +68,7 @@ def statistics(
             found["words"][name] = _words(documents, name, lengths, top)
     found["frequencies"] = _frequencies(documents, top, most_tokens, progress)
     found["skipped"] = dict(documents.manifest.skipped)
+    found["cleaning"] = _cleaning(documents.path)
     return found
 
 
@@ -110,6 +116,19 @@ def _sources(documents: Documents) -> list[dict[str, Any]]:
         for name, totals in documents.manifest.splits[documents.split].sources.items()
     ]
     return sorted(found, key=lambda source: (-source["tokens"], source["source"]))
+
+
+def _cleaning(corpus: Path) -> list[dict[str, Any]]:
+    """The tally of each cleaning step (`data.clean.base.Tally`) without its samples; none where nothing was cleaned."""
+    try:
+        found = json.loads((corpus / CLEANING).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{corpus / CLEANING}: cannot be read ({error}); restore it, or build {corpus} again"
+        ) from error
+    return [{name: value for name, value in step.items() if name != "samples"} for step in found]
 
 
 def _words(documents: Documents, name: str, lengths: np.ndarray, top: int) -> dict[str, Any]:

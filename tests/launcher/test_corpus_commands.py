@@ -86,9 +86,20 @@ def test_stats_counts_and_draws(call, mine, tmp_path):
     found = json.loads((mine / "stats" / "stats.json").read_text())
     assert found["tokens"] == Documents(mine).tokens and len(found["frequencies"]["most"]) == 5
     assert (mine / "stats" / "overview.png").read_bytes().startswith(b"\x89PNG")
+    step = {
+        "step": "rules",
+        "before": 40,
+        "after": 30,
+        "changed": 0,
+        "reasons": {"short": 10},
+        "lines": {},
+        "samples": [],
+    }
+    (mine / "cleaning.json").write_text(json.dumps([step]))
     call("data", "order", mine, "--by=clusters", "--clusters=3", "--dimensions=64")
-    call("data", "stats", mine, "--columns", "clusters.to_centre,clusters.cluster,path", "--out", tmp_path / "s",
+    told = call("data", "stats", mine, "--columns", "clusters.to_centre,clusters.cluster,path", "--out", tmp_path / "s",
          "--split=train")  # fmt: skip
+    assert "short 10" in told and (tmp_path / "s" / "cleaning.png").exists()
     found = json.loads((tmp_path / "s" / "stats.json").read_text())
     assert set(found["signals"]) == {"clusters.to_centre", "clusters.cluster"} and set(found["words"]) == {"path"}
     assert (tmp_path / "s" / "signals.png").read_bytes().startswith(b"\x89PNG")
@@ -207,6 +218,25 @@ def test_show_of_other_packings(call, mine, packing):
     assert len(reader.tokens) + padding == 40 * 16
 
 
+def test_show_of_a_later_phase_reads_on(call, mine):
+    recipe = [argument for argument in minute(mine, 4) if "span_tokens" not in argument]
+    phases = "phases=[{name: a, tokens: 256}, {name: b, tokens: 256, train: {sequence_length: 8}}]"
+    whole = call("data", "show", *recipe, "--samples=16:32", "--out=whole.html").strip()
+    later = call("data", "show", *recipe, phases, "--phase=1", "--samples=0:32", "--out=later.html").strip()
+    one, two = (Reader(Path(path).read_text()) for path in (whole, later))
+    ids = [[title.split()[1] for _, title in reader.tokens] for reader in (one, two)]
+    assert len(ids[0]) == 256 and ids[0] == ids[1], "the same tokens in samples of half the length"
+    assert "phase b" in Path(later).read_text()
+
+
+def test_show_of_buckets(call, mine):
+    buckets = ["data.buckets.lengths=[8,16]", "data.buckets.curriculum=uniform"]
+    recipe = [argument for argument in minute(mine, 40, *buckets) if "span_tokens" not in argument]
+    page = Path(call("data", "show", *recipe, "--samples=0:320").strip()).read_text()
+    lengths = {len(Reader(f"<p>{part}</p>").tokens) for part in re.findall(r'<div class="row">(.*?)</div>', page, re.S)}
+    assert max(lengths) == 16 and 8 in lengths and "buckets" in page
+
+
 def rows_of(text: str, **changes: object) -> Shown:
     ids = np.array([*text.encode(), 256, *b"second", 256, 256, 256, 256], np.int64)
     size = len(ids) - 1
@@ -262,7 +292,8 @@ SHOW_MISTAKES = [
     (["nowhere"], "no corpus there"),
     (["MINE", "--samples=5"], "must be a:b"),
     (["MINE", "--samples=5:5"], "must be a:b"),
-    (["MINE", "--samples=0:100000"], "too much for a page"),
+    (["MINE", "--samples=0:100000"], "at most 4,096 samples"),
+    (["MINE", "--samples=0:4000"], "too much for a page"),
     (["MINE", "--phase=2"], "--phase=2"),
     (["MINE", "--sample=0:1"], "did you mean --samples?"),
     (["MINE", "data.pcking=cut"], "data.packing"),
