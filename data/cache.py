@@ -1,0 +1,282 @@
+"""A bounded cache of files on a local disk that all processes of a node share.
+
+    <directory>/files/<sha256>        a whole file: it got this name when its size and checksum were right
+    <directory>/files/<sha256>.part   one on its way, as long as it will be: its space is taken from the start
+    <directory>/locks/<sha256>        who reads a file holds this lock shared, who fetches or evicts it, alone
+    <directory>/locks/room            held while room is made
+
+A file is named by its contents, so one that changed at its address is another file, two addresses of one file share it,
+and no two workers collide. The kernel lets go of a lock when its process dies: what a crashed process was fetching is then
+found to be nobody's, and removed. Locks are flock's, which a forked child shares with its parent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from data.config import DataError
+from data.locks import Patience, alone, pulse, take
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """How shards that lie elsewhere are fetched, and how many are kept on this machine. Without effect on local ones."""
+
+    directory: str = ""
+    """Where fetched shards are kept, on a local disk; empty = `triaxis` in $TRIAXIS_CACHE or else in ~/.cache. All processes
+    of a machine share it, and so may all runs."""
+
+    gigabytes: float = 64.0
+    """Most that fetched shards may take there, in units of 10^9 bytes; the ones not used for longest are removed, never one
+    in use. Indexes, metadata and tokenizers are small, are kept always, and do not count."""
+
+    timeout_seconds: float = 30.0
+    """A server that does not connect or sends nothing for so long, or less than 1 KiB a second over so long, has failed."""
+
+    attempts: int = 6
+    """How often a file is asked for before the run stops and names it."""
+
+    backoff_seconds: float = 1.0
+    """Pause before the second attempt; doubled before each further one up to 64 times this, and varied by half so that
+    processes do not ask in step."""
+
+    parallel_downloads: int = 4
+    """Shards fetched ahead at the same time by each process."""
+
+    def __post_init__(self) -> None:
+        if self.gigabytes <= 0:
+            raise DataError(
+                f"data.cache.gigabytes={self.gigabytes:g}: must be above 0; give it room for some shards, as 64"
+            )
+        if self.timeout_seconds <= 0:
+            raise DataError(f"data.cache.timeout_seconds={self.timeout_seconds:g}: must be above 0, for example 30")
+        if self.attempts < 1:
+            raise DataError(f"data.cache.attempts={self.attempts}: must be at least 1")
+        if self.backoff_seconds < 0:
+            raise DataError(f"data.cache.backoff_seconds={self.backoff_seconds:g}: must not be negative")
+        if self.parallel_downloads < 1:
+            raise DataError(f"data.cache.parallel_downloads={self.parallel_downloads}: must be at least 1")
+
+    @property
+    def root(self) -> Path:
+        """The directory, made absolute."""
+        place = self.directory or os.path.join(os.environ.get("TRIAXIS_CACHE") or "~/.cache/triaxis", "remote")
+        return Path(place).expanduser().absolute()
+
+    @property
+    def limit(self) -> int:
+        """Bytes that shards may take."""
+        return int(self.gigabytes * 1e9)
+
+    @property
+    def longest_pause(self) -> float:
+        """Seconds that a process may rest between two attempts."""
+        return 96 * self.backoff_seconds
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a sign of life after which another process counts as hung."""
+        return 2 * self.timeout_seconds + self.longest_pause
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file as the cache knows it. name: for messages. size: bytes. sha256: its name in the cache."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Held:
+    """A local file that stays where it is until `close`, or the end of a `with` block, which gives its path."""
+
+    def __init__(self, path: Path, lock: IO[bytes] | None = None, closed: Callable[[], None] | None = None) -> None:
+        self.path, self._lock, self._closed = path, lock, closed
+
+    def close(self) -> None:
+        """Let go of the file; it must not be used any more."""
+        if self._lock is not None and not self._lock.closed:
+            self._lock.close()
+            if self._closed is not None:
+                self._closed()
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class NoRoomError(Exception):
+    """There is no room now for a file that need not come now."""
+
+
+class FileCache:
+    """The cache in one process. Methods may be called from several threads."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        self.config, self.root = config, config.root
+        self._files, self._locks = self.root / "files", self.root / "locks"
+        self._patience = config.patience
+        try:
+            for directory in (self._files, self._locks):
+                directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def has(self, entry: Entry) -> bool:
+        """Whether the file is here, whole."""
+        try:
+            return (self._files / entry.sha256).stat().st_size == entry.size
+        except FileNotFoundError:
+            return False
+
+    def hold(
+        self,
+        entry: Entry,
+        fetch: Callable[[Path], None],
+        *,
+        spare: Collection[str] = (),
+        urgent: bool = True,
+        release: Callable[[], bool] | None = None,
+        closed: Callable[[], None] | None = None,
+    ) -> Held:
+        """The file, fetched if it is not here: `fetch` writes it to the path it is given, whole and checked, or raises.
+
+        spare: checksums of files that are evicted last; if not urgent, never. urgent: wait for room, else NoRoomError.
+        release: called when room is short, lets go of a file that this process holds and does not need; False if there
+        is none. closed: called when the file is let go of. DataError when no room can be had, or when another process
+        that fetches the file makes no progress.
+        """
+        path, patience = self._files / entry.sha256, Patience(self._patience)
+        while True:
+            lock = self._open_lock(entry.sha256)
+            if take(lock, fcntl.LOCK_SH):
+                if self.has(entry):
+                    os.utime(path)  # what was used last is evicted last
+                    return Held(path, lock, closed)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            if take(lock, fcntl.LOCK_EX):
+                try:
+                    if not self.has(entry):
+                        self._fetch(entry, fetch, spare, urgent, release)
+                        patience.restart()
+                finally:
+                    lock.close()
+                continue  # another may have evicted it before it is ours to read: look again
+            lock.close()
+            patience.wait(pulse(self._part(entry.sha256)), lambda: self._stuck(entry))
+
+    def _fetch(
+        self,
+        entry: Entry,
+        fetch: Callable[[Path], None],
+        spare: Collection[str],
+        urgent: bool,
+        release: Callable[[], bool] | None,
+    ) -> None:
+        """Makes room, fetches and publishes; the entry's lock is ours."""
+        part = self._part(entry.sha256)
+        self._make_room(entry, spare, urgent, release)
+        try:
+            fetch(part)
+            os.rename(part, self._files / entry.sha256)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _make_room(
+        self, entry: Entry, spare: Collection[str], urgent: bool, release: Callable[[], bool] | None
+    ) -> None:
+        """Evicts until the file fits, and takes its space by a part file of its full length (sparse until written)."""
+        limit, patience = self.config.limit, Patience(self._patience)
+        self._part(entry.sha256).unlink(missing_ok=True)  # left by a process that crashed: the lock is ours now
+        if entry.size > limit:
+            raise DataError(
+                f"data.cache.gigabytes={self.config.gigabytes:g}: {entry.name} alone has {entry.size / 1e9:.3g} GB; raise it"
+            )
+        while True:
+            with alone(self._locks / "room", self._patience):
+                used = self._sizes()
+                taken = sum(used.values())
+                # A longer wait beats fetching twice: what is to be used soon goes only where there is no other way.
+                for key in sorted(used, key=lambda key: (key in spare, _used_at(self._files / key))):
+                    if taken + entry.size <= limit:
+                        break
+                    if (urgent or key not in spare) and self._evict(key):
+                        taken -= used[key]
+                if taken + entry.size <= limit:
+                    with self._part(entry.sha256).open("wb") as file:
+                        file.truncate(entry.size)
+                    return
+            if release is not None and release():
+                continue
+            if not urgent:
+                raise NoRoomError(entry.name)
+            patience.wait(None, lambda taken=taken: self._full(entry, taken))  # type: ignore[misc]
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of every whole file, and of every one under way, by its name in `files`; what nobody fetches is removed."""
+        found: dict[str, int] = {}
+        for path in self._files.iterdir():
+            try:
+                if path.suffix == ".part" and self._unlocked(path.stem, path.unlink):
+                    continue
+                found[path.name] = path.stat().st_size
+            except FileNotFoundError:
+                continue  # published or removed since it was listed
+        return found
+
+    def _evict(self, key: str) -> bool:
+        """Removes a file that nobody reads; whether it is gone."""
+        path = self._files / key
+        return path.suffix != ".part" and self._unlocked(key, lambda: path.unlink(missing_ok=True))
+
+    def _unlocked(self, key: str, action: Callable[[], None]) -> bool:
+        """Acts under a file's lock if nobody holds it; whether it did."""
+        with self._open_lock(key) as lock:
+            if not take(lock, fcntl.LOCK_EX):
+                return False
+            action()
+        return True
+
+    def _part(self, key: str) -> Path:
+        return self._files / f"{key}.part"
+
+    def _open_lock(self, key: str) -> IO[bytes]:
+        try:
+            return (self._locks / key).open("ab")  # locks stay: removing one would let two processes hold it
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self.root}: cannot keep shards there ({error.strerror or error}); free space, lower data.cache.gigabytes, or "
+            "name another data.cache.directory"
+        )
+
+    def _stuck(self, entry: Entry) -> DataError:
+        return DataError(
+            f"{entry.name}: another process of this machine fetches it and has made no progress for {self._patience:.0f} s; "
+            f"end that process (it holds {self._locks / entry.sha256}), or name another data.cache.directory"
+        )
+
+    def _full(self, entry: Entry, taken: int) -> DataError:
+        return DataError(
+            f"data.cache.gigabytes={self.config.gigabytes:g}: no room for {entry.name} ({entry.size / 1e9:.3g} GB): "
+            f"{taken / 1e9:.3g} GB are in use at once by processes of this machine; raise it, or use fewer shards at once"
+        )
+
+
+def _used_at(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
