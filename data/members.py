@@ -1,0 +1,191 @@
+"""Documents inside the tars of others: which members are documents, of what kind, and what their tokens are.
+
+As in webdataset, members that share their name up to the first dot of its last part are one sample, and lie side by side.
+A sample is one document (one a line for .jsonl), from the first of these that it has; its other members are left alone:
+
+    .npy         token ids, one dimension of integers; read in place
+    .txt .txt.gz text
+    .jsonl       a JSON object with text on every line
+    .json        a JSON object with text
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from data.config import DataError
+from data.tar import Members
+from data.tokenizers import Tokenizer
+
+TEXT, GZIP, JSON, LINE = range(4)
+ARRAYS = 8
+"""Kinds of documents: of text, and from ARRAYS on those of token arrays by dtype."""
+
+DTYPES = tuple(np.dtype(name) for name in ("u1", "<u2", "<u4", "<i4", "<i8", "<u8", "<i2"))
+
+_SUFFIXES = ("npy", "txt", "txt.gz", "jsonl", "json")
+_TEXT_KINDS = {"txt": TEXT, "txt.gz": GZIP, "json": JSON, "jsonl": LINE}
+_HEADER = re.compile(rb"\{'descr': '([^']{2,4})', 'fortran_order': (?:True|False), 'shape': \((\d+),\), \} *\n")
+_SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the documents of a tar. text_field: key of JSON that holds text. member: the suffix of the members that
+    are documents, empty for the first of the list above."""
+
+    text_field: str = "text"
+    member: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A document in a tar. member: its name. row: line of a .jsonl, from 0. kind: see above. offset, size: bytes."""
+
+    member: str
+    row: int
+    kind: int
+    offset: int
+    size: int
+
+
+def places(members: Members, data: Any, options: Options, where: str, skipped: Counter[str]) -> Iterator[Place]:
+    """Where the documents of a tar are, in order. DataError for samples that are torn apart, and arrays that are no tokens."""
+    for name, suffix, number in _chosen(members, options, where, skipped):
+        offset, size = int(members.offsets[number]), int(members.sizes[number])
+        if suffix == "npy":
+            kind, begin, length = _array(data, offset, size, f"{where}, member {name!r}")
+            yield Place(name, 0, kind, begin, length)
+        elif suffix == "jsonl":
+            yield from _lines(name, data, offset, size)
+        else:
+            yield Place(name, 0, _TEXT_KINDS[suffix], offset, size)
+
+
+def _chosen(members: Members, options: Options, where: str, skipped: Counter[str]) -> Iterator[tuple[str, str, int]]:
+    """(name, format, number) of the member of each sample that is its document."""
+    seen: set[str] = set()
+    key, found = "", dict[str, tuple[str, int]]()
+
+    def choose() -> Iterator[tuple[str, str, int]]:
+        for format_ in _SUFFIXES:
+            if format_ in found:
+                yield found[format_][0], format_, found[format_][1]
+                return
+        skipped["no document"] += bool(key)
+
+    for number, name in enumerate(members.names):
+        match = _SAMPLE.fullmatch(name)
+        if match is None:
+            skipped["no sample"] += 1
+            continue
+        if match[1] != key:
+            yield from choose()
+            key, found = match[1], {}
+            if key in seen:
+                raise DataError(
+                    f"{where}: members of the sample {key!r} lie apart (reordered, or two tars joined); write the tar again with "
+                    "the members of a sample side by side"
+                )
+            seen.add(key)
+        if match[2] == "ends.npy":
+            raise DataError(
+                f"{where}: a shard of a built corpus; name its directory as data.path instead of indexing it"
+            )
+        format_ = _format(match[2], options.member)
+        if format_ in found:
+            raise DataError(
+                f"{where}: the sample {key!r} has several members that could be its document ({found[format_][0]}, {name}); "
+                f"choose by --member, for example --member {match[2]}"
+            )
+        if format_:
+            found[format_] = (name, number)
+    yield from choose()
+    skipped["no plain file"] += members.others
+
+
+def _format(suffix: str, wanted: str) -> str:
+    """The format that a suffix says (`npy` for `tokens.npy`), empty for none or one that is not wanted."""
+    if wanted and suffix != wanted:
+        return ""
+    return next(
+        (one for one in ("txt.gz", "npy", "txt", "jsonl", "json") if suffix == one or suffix.endswith("." + one)), ""
+    )
+
+
+def _lines(name: str, data: Any, offset: int, size: int) -> Iterator[Place]:
+    at, end, row = offset, offset + size, 0
+    while at < end:
+        stop = data.find(b"\n", at, end)
+        stop = end if stop < 0 else stop
+        if data[at:stop].strip():
+            yield Place(name, row, LINE, at, stop - at)
+        at, row = stop + 1, row + 1
+
+
+def _array(data: Any, offset: int, size: int, where: str) -> tuple[int, int, int]:
+    """(kind, offset, bytes) of the tokens of a .npy member."""
+    head = data[offset : offset + 128]
+    match = _HEADER.fullmatch(head, 10) if head[:8] == b"\x93NUMPY\1\0" and head[8:10] == b"v\0" else None
+    if match:
+        descr, count, begin = match[1].decode(), int(match[2]), 128
+    else:  # other versions and lengths of the header
+        try:
+            file = BytesIO(data[offset : offset + min(size, 1 << 14)])
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        except ValueError as error:
+            raise DataError(f"{where}: not an array of numpy ({error}); take it out, or write the tar again") from error
+        if len(shape) != 1:
+            raise DataError(
+                f"{where}: an array of shape {shape}, but tokens have one dimension; choose others by --member"
+            )
+        descr, count, begin = dtype.str, shape[0], file.tell()
+    dtype = np.dtype(descr)
+    if dtype not in DTYPES:
+        raise DataError(
+            f"{where}: an array of {dtype}, but tokens are integers (uint16, int32, …); choose others by --member"
+        )
+    if begin + count * dtype.itemsize != size:
+        raise DataError(f"{where}: its header says {count} tokens of {dtype}, but it has {size - begin} bytes of them")
+    return ARRAYS + DTYPES.index(dtype), offset + begin, count * dtype.itemsize
+
+
+def text_of(kind: int, payload: bytes, options: Options, where: str) -> str | None:
+    """The text of a document; None where it is no UTF-8. DataError for JSON that has none."""
+    try:
+        if kind == GZIP:
+            payload = gzip.decompress(payload)
+        text = payload.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{where}: its gzip data is damaged ({error}); take it out, or write the tar again") from error
+    if kind in (TEXT, GZIP):
+        return text
+    try:
+        value: Any = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}); repair it or take it out") from error
+    found = value.get(options.text_field) if isinstance(value, dict) else None
+    if not isinstance(found, str):
+        has = ", ".join(map(repr, value)) if isinstance(value, dict) else f"no object but {type(value).__name__}"
+        raise DataError(f"{where}: no text under {options.text_field!r}; it has {has}; name the key by --text-field")
+    return found
+
+
+def tokens_of_text(text: str, tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens of a text and `eod`, in the tokenizer's dtype."""
+    tokens = tokenizer.encode(text)
+    return np.append(tokens, tokenizer.eod).astype(tokenizer.dtype)
