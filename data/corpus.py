@@ -14,9 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
+from data.access import Access
 from data.config import DataError
 from data.manifest import Manifest, Split
-from data.shards import OPEN_SHARDS, MappedShard, read_columns, verify_split
+from data.remote import CacheConfig, Held, open_location
+from data.shards import OPEN_SHARDS
 
 
 class ShardLine(Protocol):
@@ -32,13 +34,14 @@ class ShardLine(Protocol):
 class Corpus:
     """One split of a corpus.
 
-    path: directory. split: `train` or `validation`. tokens, documents: of the split. vocab_size, eod: of its tokenizer.
-    shard_starts: where each shard begins on the line of tokens; document_starts: number of its first document; both
-    int64 [shards + 1]. DataError for a corpus that is not whole.
+    path: directory, or a URL (cache: how its shards are kept here). split: `train` or `validation`. tokens, documents: of
+    the split. vocab_size, eod: of its tokenizer. shard_starts: where each shard begins on the line of tokens;
+    document_starts: number of its first document; both int64 [shards + 1]. DataError for a corpus that is not whole.
     """
 
-    def __init__(self, path: Path | str, split: str) -> None:
-        self.path, self.split = Path(path), split
+    def __init__(self, path: Path | str, split: str, cache: CacheConfig | None = None) -> None:
+        place = open_location(path, cache)
+        self.path, self.split = place.directory, split
         self.manifest = Manifest.load(self.path)
         if split not in self.manifest.splits:
             raise DataError(f"{path}: no split {split!r}; it has {', '.join(self.manifest.splits)}")
@@ -48,7 +51,8 @@ class Corpus:
         self.shard_starts = _starts([shard.tokens for shard in self.contents.shards])
         self.document_starts = _starts([shard.documents for shard in self.contents.shards])
         self._starts: list[int] = self.shard_starts.tolist()
-        self._open: OrderedDict[int, ShardLine] = OrderedDict()
+        self._access = Access(place, self.manifest, self.contents.shards, self._close_one)
+        self._open: OrderedDict[int, tuple[ShardLine, Held]] = OrderedDict()
         self._document_ends: OrderedDict[int, np.ndarray] = OrderedDict()
 
     @property
@@ -71,14 +75,19 @@ class Corpus:
 
     def shard(self, number: int) -> ShardLine:
         """A shard, mapped; the one that was not used for longest is closed."""
-        line = self._open.get(number)
-        if line is None:
-            line = self._open[number] = self._map(number)
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
+        opened = self._open.get(number)
+        if opened is None:
+            opened = self._open[number] = self._access.open(self.contents.shards[number])
+            if len(self._open) > self._access.most_open:
+                self._close_one()
         else:
             self._open.move_to_end(number)
-        return line
+        return opened[0]
+
+    def expect(self, places: np.ndarray) -> None:
+        """These places of the line will be read next, int64 [n], in this order: shards from elsewhere are fetched ahead."""
+        numbers = np.searchsorted(self.shard_starts, places, side="right") - 1
+        self._access.expect(dict.fromkeys(numbers.tolist()))
 
     def lengths(self, shard: int) -> np.ndarray:
         """Tokens of each document of a shard, `eod` included, int64 [documents]."""
@@ -109,16 +118,16 @@ class Corpus:
 
     def columns(self, shard: int, names: list[str]) -> dict[str, np.ndarray]:
         """Metadata of the documents of a shard, an array [documents] each."""
-        return read_columns(self.path, self.contents.shards[shard], names)
+        return self._access.columns(self.contents.shards[shard], names)
 
     def verify(self) -> None:
         """Reads every shard whole and compares checksums; DataError names the first that differs."""
-        verify_split(self.path, self.contents)
+        self._access.verify()
 
     def check_present(self) -> None:
         """Opens every shard; DataError names one that is missing or not of its recorded size."""
         for number in range(self.shards):
-            self._map(number)
+            self._access.open(self.contents.shards[number])[1].close()
 
     def _ends(self, shard: int) -> np.ndarray:
         ends = self._document_ends.get(shard)
@@ -130,8 +139,12 @@ class Corpus:
             self._document_ends.move_to_end(shard)
         return ends
 
-    def _map(self, number: int) -> ShardLine:
-        return MappedShard(self.path, self.contents.shards[number], self.manifest.dtype)
+    def _close_one(self) -> bool:
+        """Lets go of the open shard that was not used for longest; whether there was one."""
+        if not self._open:
+            return False
+        self._open.popitem(last=False)[1][1].close()
+        return True
 
 
 def _starts(sizes: list[int]) -> np.ndarray:

@@ -143,7 +143,10 @@ class Manifest:
     def fingerprint(self) -> str:
         """Hash of the contents: tokens, their division into blocks, and the tokenizer; not of name or provenance."""
         shards = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
-        return _digest([FORMAT, self.tokenizer_fingerprint, self.vocab_size, self.dtype, shards])[:32]
+        parts = [FORMAT, self.tokenizer_fingerprint, self.vocab_size, self.dtype, shards]
+        if "plain" in self.spec:  # which documents tars of others hold, and of which split each is (`data.plain`)
+            parts.append(self.spec["plain"])
+        return _digest(parts)[:32]
 
     def save(self, directory: Path) -> None:
         """Writes manifest.json, with a checksum of itself."""

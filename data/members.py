@@ -94,8 +94,8 @@ def _chosen(members: Members, options: Options, where: str, skipped: Counter[str
             key, found = match[1], {}
             if key in seen:
                 raise DataError(
-                    f"{where}: members of the sample {key!r} lie apart (reordered, or two tars joined); write the tar again with "
-                    "the members of a sample side by side"
+                    f"{where}: members of the sample {key!r} lie apart (reordered, or two tars joined); write the tar again "
+                    "with the members of a sample side by side"
                 )
             seen.add(key)
         if match[2] == "ends.npy":

@@ -116,7 +116,13 @@ class PlainShard:
         if not stops:
             return 0
         at, filled = (int(ends[first - 1]) if first else 0), 0
-        rows = zip(self._offsets[first:last].tolist(), self._sizes[first:last].tolist(), stops, self._kinds[first:last], strict=True)
+        rows = zip(
+            self._offsets[first:last].tolist(),
+            self._sizes[first:last].tolist(),
+            stops,
+            self._kinds[first:last],
+            strict=True,
+        )
         for offset, size, stop, kind in rows:
             skip = start + filled - at
             take = min(stop - at - skip, wanted - filled)
@@ -137,8 +143,8 @@ class PlainShard:
             tokens = self._reader.encoded(self._shard.file, offset, kind, self._bytes[offset : offset + size].tobytes())
             if len(tokens) != count:
                 raise DataError(
-                    f"{self._tar}, byte {offset}: {len(tokens)} tokens, but {count} when it was indexed; the tar was changed, or "
-                    "the package that tokenises was: index it again"
+                    f"{self._tar}, byte {offset}: {len(tokens)} tokens, but {count} when it was indexed; the tar was changed, "
+                    "or the package that tokenises was: index it again"
                 )
             out[:] = tokens[skip : skip + len(out)]
             return

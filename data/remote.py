@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -54,7 +54,20 @@ def open_location(location: str | Path, cache: CacheConfig | None = None) -> Loc
         directory = kept / hashlib.sha256(f"{text}\0{digest}".encode()).hexdigest()[:32]
         directory.mkdir(exist_ok=True)
         os.rename(arrived, directory / MANIFEST)
-    return Location(text, directory, cache)
+    place = Location(text, directory, cache)
+    _bring_tokenizer(place)
+    return place
+
+
+def _bring_tokenizer(place: Location) -> None:
+    """The files of a corpus's tokenizer, which `data.tokenizers` checks when it reads them."""
+    about = place.sidecar("tokenizer/triaxis_tokenizer.json")
+    try:
+        byte = json.loads(about.read_text(encoding="utf-8"))["kind"] == "byte"
+    except (ValueError, KeyError, TypeError):
+        byte = False
+    if not byte:
+        place.sidecar("tokenizer/tokenizer.json")
 
 
 def _check_manifest(location: str, path: Path) -> None:
@@ -91,16 +104,6 @@ class Location:
                 download(join(self.location, name), part, self.cache, size=size, sha256=sha256)
                 os.rename(part, path)
         return path
-
-    def sidecars(self, names: Iterable[str]) -> Path:
-        """The directory, after all these names came to it."""
-        for name in names:
-            self.sidecar(name)
-        return self.directory
-
-    def shards(self, files: Files, release: Callable[[], bool] | None = None) -> ShardStore:
-        """A store of these shards; release: see `ShardStore`."""
-        return ShardStore(self.location, files, self.cache, release)
 
 
 class ShardStore:

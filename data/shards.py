@@ -254,20 +254,20 @@ class Blocks:
 
 
 class MappedShard:
-    """One shard as a line of tokens, straight from the mapped tar file.
+    """One shard as a line of tokens, straight from the mapped tar file, which may lie apart from its index.
 
     Opening checks that shard and index are there with their recorded size and checksum.
     """
 
-    def __init__(self, directory: Path, shard: Shard, dtype: str) -> None:
-        index = _read_index(directory, shard)
+    def __init__(self, directory: Path, shard: Shard, dtype: str, tar: Path) -> None:
+        index = _read_index(directory, shard, tar)
         kind = np.dtype(dtype)
         if index["dtype"] != kind.name:
             raise DataError(
                 f"{directory / shard.index_file}: its tokens are {index['dtype']}, the manifest's {kind.name}; copy the corpus "
                 f"again, or delete {directory} and build it again"
             )
-        self._bytes = np.memmap(directory / shard.file, np.uint8, "r").view(np.ndarray)
+        self._bytes = np.memmap(tar, np.uint8, "r").view(np.ndarray)
         self._tokens = self._bytes[: len(self._bytes) // kind.itemsize * kind.itemsize].view(kind)
         counts = np.asarray(index["tokens"], np.int64)
         ends = np.cumsum(counts)
@@ -296,16 +296,19 @@ class MappedShard:
         return np.concatenate([np.diff(ends, prepend=0) for ends in blocks] or [np.zeros(0, np.int64)])
 
 
-def _read_index(directory: Path, shard: Shard) -> dict[str, Any]:
-    """The index of a shard, after checking the sizes of its files and the index's checksum."""
+def _read_index(directory: Path, shard: Shard, tar: Path | None = None) -> dict[str, Any]:
+    """The index of a shard, after checking the sizes of its files and the index's checksum. tar: where it is, if not in the
+    directory; then its metadata need not be there yet."""
     cure = f"copy the corpus again, or delete {directory} and build it again"
-    for name, expected in ((shard.file, shard.size), (shard.meta_file, shard.meta_size)):
+    here = tar is None or tar.parent == directory
+    files = [(tar or directory / shard.file, shard.size)] + [(directory / shard.meta_file, shard.meta_size)] * here
+    for path, expected in files:
         try:
-            size = (directory / name).stat().st_size
+            size = path.stat().st_size
         except FileNotFoundError as error:
             raise DataError(f"{error.filename}: this part of the corpus is missing; {cure}") from error
         if size != expected:
-            raise DataError(f"{directory / name}: {size} bytes, but the manifest says {expected}; {cure}")
+            raise DataError(f"{path}: {size} bytes, but the manifest says {expected}; {cure}")
     try:
         text = (directory / shard.index_file).read_bytes()
     except FileNotFoundError as error:

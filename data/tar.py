@@ -8,6 +8,7 @@ object of every member, and stricter: checksums, the end of the archive, and nam
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +45,7 @@ def scan(data: mmap.mmap | bytes, where: str) -> Members:
     finally:
         _check_sums(data, where, headers)  # of a damaged header, not what follows from it, is told
     if len(set(names)) < len(names):
-        seen: set[str] = set()
-        again = next(name for name in names if name in seen or seen.add(name))
+        again = next(name for name, count in Counter(names).items() if count > 1)
         raise DataError(
             f"{where}: member {again!r} comes twice, so a document would too; write the tar again without it, or leave it out"
         )

@@ -324,14 +324,19 @@ def test_a_local_directory_is_itself(tmp_path: Path) -> None:
 
 
 def test_a_corpus_at_a_url_brings_its_small_files_once(server: Server, options: dict) -> None:
-    server.files |= {"c/manifest.json": b'{"format": 2}', "c/tokenizer/t.json": b"{}", "c/0.idx.json": b"[1]"}
+    server.files |= {
+        "c/manifest.json": b'{"format": 2}',
+        "c/tokenizer/triaxis_tokenizer.json": b"{}",
+        "c/tokenizer/tokenizer.json": b"{}",
+        "c/0.idx.json": b"[1]",
+    }
     size, sha = about({"i": b"[1]"})["i"]
     for _ in range(2):
         place = open_location(f"{server.url}/c", CacheConfig(**options))
         assert (place.directory / "manifest.json").read_bytes() == b'{"format": 2}'
         assert place.sidecar("0.idx.json", size, sha).read_bytes() == b"[1]"
-        assert (place.sidecars(["tokenizer/t.json"]) / "tokenizer" / "t.json").read_bytes() == b"{}"
-    assert server.requests["c/0.idx.json"] == server.requests["c/tokenizer/t.json"] == 1
+        assert (place.directory / "tokenizer" / "tokenizer.json").read_bytes() == b"{}"
+    assert server.requests["c/0.idx.json"] == server.requests["c/tokenizer/tokenizer.json"] == 1
     server.files["c/manifest.json"] = b'{"format": 2, "name": "new"}'
     server.files["c/0.idx.json"] = b"[2]"
     changed = open_location(f"{server.url}/c", CacheConfig(**options))
