@@ -104,17 +104,18 @@ def _documents(
     sizes, view = _bytes_of_ids(tokenizer), memoryview(data)
     for place in places(scan(data, where), data, task.options, where, skipped):
         payload = view[place.offset : place.offset + place.size]
-        member = f"{where}, member {place.member!r}"
         if place.kind >= ARRAYS:
             tokens = np.frombuffer(payload, DTYPES[place.kind - ARRAYS])
             if not len(tokens):
                 skipped["empty"] += 1
                 continue
-            _check_range(tokens, tokenizer, member)
-            count, text_bytes = len(tokens) + (int(tokens[-1]) != tokenizer.eod), int(sizes[tokens].sum())
+            _check_range(tokens, tokenizer, where, place.member)
+            count, text_bytes = len(tokens) + (int(tokens[-1]) != tokenizer.eod), int(sizes.take(tokens).sum(dtype=np.int64))
             digest = hashlib.blake2b(payload, digest_size=16).digest()
         else:
-            text = text_of(place.kind, bytes(payload), task.options, f"{member}, line {place.row + 1}")
+            text = text_of(
+                place.kind, bytes(payload), task.options, f"{where}, member {place.member!r}, line {place.row + 1}"
+            )
             if text is None or not text.strip():
                 skipped["undecodable" if text is None else "empty"] += 1
                 continue
@@ -124,21 +125,23 @@ def _documents(
         yield place, count, text_bytes, int.from_bytes(digest[:8], "little")
 
 
-def _check_range(tokens: np.ndarray, tokenizer: Tokenizer, where: str) -> None:
+def _check_range(tokens: np.ndarray, tokenizer: Tokenizer, where: str, name: str) -> None:
     high = int(np.maximum.reduce(tokens))
     low = int(np.minimum.reduce(tokens)) if tokens.dtype.kind == "i" else 0
     if low < 0 or high >= tokenizer.vocab_size:
         raise DataError(
-            f"{where}: has the token {low if low < 0 else high}, but the tokenizer the ids 0 to {tokenizer.vocab_size - 1}; "
-            "name the tokenizer that the tokens were made with (tokenizer=file tokenizer.path=…)"
+            f"{where}, member {name!r}: has the token {low if low < 0 else high}, but the tokenizer the ids 0 to "
+            f"{tokenizer.vocab_size - 1}; name the tokenizer that the tokens were made with (tokenizer=file tokenizer.path=…)"
         )
 
 
 def _bytes_of_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """UTF-8 bytes that each id stands for, int64 [vocabulary], for documents whose text is not there: exact for byte-level
+    """UTF-8 bytes that each id stands for, uint8 [vocabulary], for documents whose text is not there: exact for byte-level
     tokenizers, which spell every byte as one character, near it for others."""
     model = tokenizers.Tokenizer.from_str(tokenizer.huggingface_json())
-    sizes = np.array([len(model.id_to_token(number) or "") for number in range(tokenizer.vocab_size)], np.int64)
+    sizes = np.array(
+        [min(255, len(model.id_to_token(number) or "")) for number in range(tokenizer.vocab_size)], np.uint8
+    )
     sizes[tokenizer.eod] = 0
     return sizes
 
