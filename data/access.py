@@ -55,6 +55,12 @@ class Access:
         """These shards will be read next, in this order: those from elsewhere are fetched in the background."""
         self._store.prefetch([self._shards[number].file for number in shards])
 
+    def check_present(self) -> None:
+        """Opens every shard that is on this machine; DataError names one that is missing or not of its recorded size."""
+        if self._store.local:
+            for shard in self._shards:
+                self.open(shard)[1].close()
+
     def columns(self, shard: Shard, names: list[str]) -> dict[str, np.ndarray]:
         """Metadata of the documents of a shard, an array [documents] each."""
         self._place.sidecar(shard.meta_file, shard.meta_size, shard.meta_sha256)

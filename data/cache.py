@@ -19,69 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from data.config import DataError
+from data.config import CacheConfig, DataError
 from data.locks import Patience, alone, pulse, take
-
-
-@dataclass(frozen=True)
-class CacheConfig:
-    """How shards that lie elsewhere are fetched, and how many are kept on this machine. Without effect on local ones."""
-
-    directory: str = ""
-    """Where fetched shards are kept, on a local disk; empty = `triaxis` in $TRIAXIS_CACHE or else in ~/.cache. All processes
-    of a machine share it, and so may all runs."""
-
-    gigabytes: float = 64.0
-    """Most that fetched shards may take there, in units of 10^9 bytes; the ones not used for longest are removed, never one
-    in use. Indexes, metadata and tokenizers are small, are kept always, and do not count."""
-
-    timeout_seconds: float = 30.0
-    """A server that does not connect or sends nothing for so long, or less than 1 KiB a second over so long, has failed."""
-
-    attempts: int = 6
-    """How often a file is asked for before the run stops and names it."""
-
-    backoff_seconds: float = 1.0
-    """Pause before the second attempt; doubled before each further one up to 64 times this, and varied by half so that
-    processes do not ask in step."""
-
-    parallel_downloads: int = 4
-    """Shards fetched ahead at the same time by each process."""
-
-    def __post_init__(self) -> None:
-        if self.gigabytes <= 0:
-            raise DataError(
-                f"data.cache.gigabytes={self.gigabytes:g}: must be above 0; give it room for some shards, as 64"
-            )
-        if self.timeout_seconds <= 0:
-            raise DataError(f"data.cache.timeout_seconds={self.timeout_seconds:g}: must be above 0, for example 30")
-        if self.attempts < 1:
-            raise DataError(f"data.cache.attempts={self.attempts}: must be at least 1")
-        if self.backoff_seconds < 0:
-            raise DataError(f"data.cache.backoff_seconds={self.backoff_seconds:g}: must not be negative")
-        if self.parallel_downloads < 1:
-            raise DataError(f"data.cache.parallel_downloads={self.parallel_downloads}: must be at least 1")
-
-    @property
-    def root(self) -> Path:
-        """The directory, made absolute."""
-        place = self.directory or os.path.join(os.environ.get("TRIAXIS_CACHE") or "~/.cache/triaxis", "remote")
-        return Path(place).expanduser().absolute()
-
-    @property
-    def limit(self) -> int:
-        """Bytes that shards may take."""
-        return int(self.gigabytes * 1e9)
-
-    @property
-    def longest_pause(self) -> float:
-        """Seconds that a process may rest between two attempts."""
-        return 96 * self.backoff_seconds
-
-    @property
-    def patience(self) -> float:
-        """Seconds without a sign of life after which another process counts as hung."""
-        return 2 * self.timeout_seconds + self.longest_pause
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import Protocol
 import numpy as np
 
 from data.access import Access
-from data.config import DataError
+from data.cache import Held
+from data.config import CacheConfig, DataError
 from data.manifest import Manifest, Split
-from data.remote import CacheConfig, Held, open_location
+from data.remote import open_location
 from data.shards import OPEN_SHARDS
 
 
@@ -125,9 +126,8 @@ class Corpus:
         self._access.verify()
 
     def check_present(self) -> None:
-        """Opens every shard; DataError names one that is missing or not of its recorded size."""
-        for number in range(self.shards):
-            self._access.open(self.contents.shards[number])[1].close()
+        """Opens every shard on this machine; DataError names one that is missing or not of its recorded size."""
+        self._access.check_present()
 
     def _ends(self, shard: int) -> np.ndarray:
         ends = self._document_ends.get(shard)

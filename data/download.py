@@ -9,8 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO
 
-from data.cache import CacheConfig
-from data.config import DataError
+from data.config import CacheConfig, DataError
 from data.order import key
 from data.transport import Answer, TransferError, answer
 

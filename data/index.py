@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cache import CacheConfig
-from data.config import DataError, TokenizerConfig
+from data.config import CacheConfig, DataError, TokenizerConfig
 from data.index_tar import HASH_RANGE, Found, Task, index_tar
 from data.manifest import FORMAT, Manifest, Split
 from data.members import Options

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from data.cache import CacheConfig, Entry, FileCache, NoRoomError
-from data.config import DataError
+from data.cache import Entry, FileCache, NoRoomError
+from data.config import CacheConfig, DataError
 from data.download import download
 from data.manifest import Shard, Totals
 from data.members import ARRAYS, DTYPES, Options, Place, places, text_of, tokens_of_text
@@ -110,7 +110,10 @@ def _documents(
                 skipped["empty"] += 1
                 continue
             _check_range(tokens, tokenizer, where, place.member)
-            count, text_bytes = len(tokens) + (int(tokens[-1]) != tokenizer.eod), int(sizes.take(tokens).sum(dtype=np.int64))
+            count, text_bytes = (
+                len(tokens) + (int(tokens[-1]) != tokenizer.eod),
+                int(sizes.take(tokens).sum(dtype=np.int64)),
+            )
             digest = hashlib.blake2b(payload, digest_size=16).digest()
         else:
             text = text_of(

@@ -7,6 +7,7 @@ fetches ahead what it is told will be read next. For a local directory both are 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,14 +18,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from data.cache import CacheConfig, Entry, FileCache, Held, NoRoomError
-from data.config import DataError
+from data.cache import Entry, FileCache, Held, NoRoomError
+from data.config import CacheConfig, DataError
 from data.download import Stopped, download
 from data.locks import alone, pulse
 from data.manifest import MANIFEST
 from data.urls import join, local_path, scheme
 
 __all__ = ["CacheConfig", "Held", "Location", "ShardStore", "check_cache", "open_location"]
+
+ORIGIN = "origin.json"
+"""Beside the small files of a corpus from a URL: which URL."""
 
 Files = Mapping[str, tuple[int, str]]
 """Size in bytes and SHA-256 of files, by name within a location."""
@@ -39,10 +43,15 @@ def check_cache(location: str, cache: CacheConfig) -> None:
 
 
 def open_location(location: str | Path, cache: CacheConfig | None = None) -> Location:
-    """A corpus at a path or URL. DataError when there is none, or when a server does not give its manifest."""
+    """A corpus at a path or URL, or at the directory of an opened one, which stands for its URL wherever a path is wanted.
+
+    DataError when there is none, or when a server does not give its manifest."""
     text = str(location)
     if not scheme(text):
-        return Location(text, local_path(text), cache or CacheConfig())
+        directory = local_path(text)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            text = str(json.loads((directory / ORIGIN).read_text(encoding="utf-8"))["location"])
+        return Location(text, directory, cache or CacheConfig())
     cache = cache or CacheConfig()
     kept = FileCache(cache).root / "kept"
     kept.mkdir(exist_ok=True)
@@ -53,6 +62,8 @@ def open_location(location: str | Path, cache: CacheConfig | None = None) -> Loc
         # A directory for each state of the manifest: what is kept beside it belongs to it and never changes.
         directory = kept / hashlib.sha256(f"{text}\0{digest}".encode()).hexdigest()[:32]
         directory.mkdir(exist_ok=True)
+        (Path(scratch) / ORIGIN).write_text(json.dumps({"location": text}) + "\n", encoding="utf-8")
+        os.rename(Path(scratch) / ORIGIN, directory / ORIGIN)
         os.rename(arrived, directory / MANIFEST)
     place = Location(text, directory, cache)
     _bring_tokenizer(place)
@@ -123,6 +134,7 @@ class ShardStore:
     ) -> None:
         self.location, self._release = location, release
         self._directory = None if scheme(location) else local_path(location)
+        self.local = self._directory is not None
         self._entries = {name: Entry(join(location, name), *about) for name, about in files.items()}
         self._config = cache or CacheConfig()
         self._cache = FileCache(self._config) if self._directory is None else None

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.cache import CacheConfig
-from data.config import DataError, TokenizerConfig
+from data.config import CacheConfig, DataError, TokenizerConfig
 from data.corpus import Corpus
 from data.index import IndexConfig, index
 from data.manifest import Manifest

@@ -18,8 +18,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data.cache import CacheConfig, Entry, FileCache
-from data.config import DataError
+from data.cache import Entry, FileCache
+from data.config import CacheConfig, DataError
 from data.download import pause_seconds
 from data.remote import ShardStore, check_cache, open_location
 from data.urls import expand
