@@ -1,36 +1,57 @@
-"""Compressed files as byte streams that notice when they were cut short."""
+"""Compressed files as byte streams that notice when they were cut short, and give what is before the cut."""
 
 from __future__ import annotations
 
-import gzip
+import bz2
 import io
+import lzma
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-_CHUNK = 1 << 20
+SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+"""Endings of compressed files; the rest of the name tells what is in them."""
+
+DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a damaged or truncated file raises."""
+
+_CHUNK = 1 << 16
+_BUFFER = 1 << 18
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """The file for reading, decompressed when its name ends in .gz or .zst. A damaged or truncated file raises OSError
-    or EOFError while it is read."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        return io.BufferedReader(_ZstandardStream(path), _CHUNK)
-    return path.open("rb")
+def open_bytes(path: Path) -> io.BufferedReader:
+    """The file for reading, decompressed when its name ends in .gz, .tgz, .zst, .bz2 or .xz. A damaged or truncated file
+    raises one of DAMAGE where it is damaged."""
+    suffix = path.suffix.lower()
+    new_frame = {
+        ".gz": lambda: zlib.decompressobj(31),
+        ".tgz": lambda: zlib.decompressobj(31),
+        ".bz2": bz2.BZ2Decompressor,
+        ".xz": lzma.LZMADecompressor,
+        ".zst": _zstandard,
+    }.get(suffix)
+    return path.open("rb") if new_frame is None else io.BufferedReader(_Frames(path, new_frame), _BUFFER)
 
 
-class _ZstandardStream(io.RawIOBase):
-    """Frames of a .zst file, one after another. zstandard's own reader takes a truncated file for a whole one."""
+def _zstandard() -> Any:
+    import zstandard  # only needed for this format
 
-    def __init__(self, path: Path) -> None:
-        import zstandard  # only needed for this format
+    return zstandard.ZstdDecompressor().decompressobj()
 
-        self._new_frame = zstandard.ZstdDecompressor().decompressobj
-        self._error = zstandard.ZstdError
-        self._file = path.open("rb")
+
+class _Frames(io.RawIOBase):
+    """A compressed file frame by frame: gzip members, bzip2 and xz streams, zstandard frames, one after another.
+
+    The standard library's and zstandard's own readers either take a truncated file for a whole one or lose what they
+    had decompressed when they find it out.
+    """
+
+    def __init__(self, path: Path, new_frame: Callable[[], Any]) -> None:
+        self._new_frame = new_frame
+        self._file: IO[bytes] = path.open("rb")
         self._frame: Any = None
-        self._ready = b""
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -41,18 +62,26 @@ class _ZstandardStream(io.RawIOBase):
             data = rest or self._file.read(_CHUNK)
             if not data:
                 if self._frame is not None and not self._frame.eof:
-                    raise EOFError("the zstandard stream ends in the middle of a frame")
+                    raise EOFError("the compressed stream ends in the middle")
                 return 0
             if self._frame is None or self._frame.eof:
                 self._frame = self._new_frame()
-            try:
-                self._ready = self._frame.decompress(data)
-            except self._error as error:
-                raise OSError(str(error)) from error
+                if rest and not rest.strip(b"\0"):  # tapes and block devices pad with zeros
+                    self._frame = None
+                    continue
+            self._ready = memoryview(self._decompress(data))
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count
+
+    def _decompress(self, data: bytes) -> bytes:
+        try:
+            return self._frame.decompress(data)
+        except DAMAGE:
+            raise
+        except Exception as error:  # zstandard.ZstdError, a plain Exception
+            raise OSError(str(error)) from error
 
     def close(self) -> None:
         self._file.close()

@@ -41,6 +41,11 @@ class TokenizerConfig:
     path: str = ""
     """The tokenizer.json to use; for kind `file` only."""
 
+    @property
+    def trained(self) -> bool:
+        """Whether it is trained on the corpus."""
+        return self.kind == "bpe"
+
     def __post_init__(self) -> None:
         if self.kind not in ("byte", "bpe", "file"):
             raise DataError(f"tokenizer.kind = {self.kind!r}: it must be one of byte, bpe, file")
@@ -72,15 +77,28 @@ class CorpusConfig:
     """What the corpus is called in reports; also the last part of the default directory."""
 
     sources: tuple[str, ...]
-    """Where the text is: paths or globs of text files, directories (searched recursively), .jsonl (also .gz, .zst),
-    .parquet, webdataset .tar with .txt or .json members; or `stdlib`, the sources and docstrings of the Python
-    standard library that runs this (about 30 MB on any machine)."""
+    """Where the text is: paths or globs of text files, directories (searched recursively), .jsonl, .parquet, .warc and
+    .wet archives of the web, webdataset .tar with .txt, .json or .jsonl members, folders saved by Hugging Face datasets
+    (save_to_disk); plain or .gz, .zst, .bz2, .xz. Or `stdlib`, the sources and docstrings of the Python standard library
+    that runs this (about 30 MB on any machine)."""
 
     directory: str
     """Directory that will hold the finished corpus: shards, tokenizer and manifest.json. Must hold nothing else."""
 
     text_field: str = "text"
-    """Key (JSON) or column (Parquet) that holds the text of a document."""
+    """Key (JSON) or column (Parquet, Arrow) that holds the text of a document."""
+
+    columns: tuple[str, ...] = ("*",)
+    """Which other fields of a record become columns of its document's metadata, by name (`outer.inner` for one within
+    another); `*` = every number, text of up to 1,000 characters and truth value. [] = none."""
+
+    clean: tuple[dict[str, Any], ...] = ()
+    """Cleaning steps in the order they are taken, each with its options, such as [{step: unicode}, {step: signals}]. What
+    each did is in cleaning.json beside the manifest."""
+
+    max_bad_records: float = 0.01
+    """How many records may be unusable (not JSON, not UTF-8, without text field, a file's damaged rest): a number from 1
+    on, or a share of all below 1 (then always ten). They are kept with the reason in quarantine.jsonl.zst. 0 = none."""
 
     validation_fraction: float = 0.02
     """Share of the documents held out for validation, above 0 and at most 0.5. A hash of a document's text decides, so
@@ -92,14 +110,18 @@ class CorpusConfig:
 
     shard_tokens: int = 1 << 26
     """A shard (one tar file) is closed when it holds at least this many tokens; 64 Mi tokens are 128 MiB at a
-    vocabulary of up to 65,536."""
+    vocabulary of up to 65,536. Every part of a build begins shards of its own."""
 
     block_tokens: int = 1 << 16
     """A block (one webdataset sample, the unit of shuffling) is closed when it holds at least this many tokens. The
     stream keeps about 40 bytes a block in memory."""
 
+    part_bytes: int = 0
+    """The inputs are cut into parts of about this many bytes (as they are on disk), each read, cleaned and encoded by one
+    process and kept when a build is interrupted. 0 = a 64th of the inputs, from 8 MiB to 256 MiB."""
+
     workers: int = 0
-    """Threads that encode text; 0 = all cores. Has no influence on the result."""
+    """Processes that read, clean and encode; 0 = one a core. Has no influence on the result."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -123,6 +145,8 @@ class CorpusConfig:
             )
         _at_least("corpus.block_tokens", self.block_tokens, 1)
         _at_least("corpus.workers", self.workers, 0)
+        _at_least("corpus.part_bytes", self.part_bytes, 0)
+        _at_least("corpus.max_bad_records", self.max_bad_records, 0)
         if self.shard_tokens < self.block_tokens:
             raise DataError(
                 f"corpus.shard_tokens = {self.shard_tokens}: a shard must hold at least one block; raise it to "

@@ -122,7 +122,9 @@ class Manifest:
 
     spec: the options and inputs that decided the contents; a build with an equal spec reuses the corpus.
     dtype: how tokens are stored, `uint16` or `uint32`. columns: types of the metadata columns that documents have beside
-    those of every corpus (`data.metadata`). skipped: documents left out, by reason.
+    those of every corpus (`data.metadata`). skipped: documents left out, by
+    reason; quarantined: records that could not be used, by reason (all are in quarantine.jsonl.zst). cleaning: for each
+    step its name and the documents before and after it (more in cleaning.json).
     provenance: versions of what made it. Holds no date and no absolute path: the same text gives the same bytes.
     """
 
@@ -137,6 +139,8 @@ class Manifest:
     splits: dict[str, Split]
     baselines: Baselines | None
     skipped: dict[str, int]
+    quarantined: dict[str, int]
+    cleaning: list[dict[str, Any]]
     provenance: dict[str, str]
 
     @property

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -70,6 +71,11 @@ class Tokenizer:
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         """`encode` of each text."""
         return [self.encode(text) for text in texts]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of each text with `eod` after it, in the dtype of the shards."""
+        end = np.full(1, self.eod)
+        return [np.concatenate([self.encode(text), end]).astype(self.dtype) for text in texts]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the ids; `eod` is shown as `<|endoftext|>`, bytes that are not UTF-8 as U+FFFD."""
@@ -144,6 +150,15 @@ def make_tokenizer(config: TokenizerConfig, sample: Iterable[str]) -> Tokenizer:
             "(end-of-document included): set it to 0 or to that number"
         )
     return tokenizer
+
+
+def tokenizer_spec(config: TokenizerConfig) -> dict[str, Any]:
+    """What decides the ids that the configuration gives, for the spec of a corpus."""
+    spec: dict[str, Any] = {"tokenizer.kind": config.kind, "tokenizer.vocab_size": config.vocab_size}
+    if config.kind == "file":
+        contents = Tokenizer("file", read_tokenizer_file(config.path)).fingerprint
+        spec["tokenizer.path (its contents)"] = contents
+    return spec
 
 
 def train_bpe(sample: Iterable[str], vocab_size: int) -> Tokenizer:

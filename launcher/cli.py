@@ -67,15 +67,47 @@ def _train(arguments: list[str]) -> int:
 
 
 def _data_build(arguments: list[str]) -> int:
-    from launcher.submit import build_corpus, config_dir_of, report_corpus
+    from launcher.submit import build_corpus, build_share, config_dir_of, report_corpus
 
+    share, arguments = _share_of(arguments)
     overrides, config_dir = config_dir_of(arguments)
     if "--help" in arguments:
         print(COMMANDS["data build"])
         return 0
     from launcher.compose import build_recipe, compose_tree
 
-    return report_corpus(build_corpus(build_recipe(compose_tree(overrides, config_dir))))
+    recipe = build_recipe(compose_tree(overrides, config_dir))
+    if share is None:
+        return report_corpus(build_corpus(recipe))
+    manifest = build_share(recipe, share)
+    if manifest is not None:
+        return report_corpus(manifest)
+    print(
+        f"share {share[0]} of {share[1]} of {recipe.corpus.directory} is done as far as it goes without the others; when "
+        "they are, or do no more, `triaxis data build` with the same options does what is left"
+    )
+    return 0
+
+
+def _share_of(arguments: list[str]) -> tuple[tuple[int, int] | None, list[str]]:
+    """Split off `--shard i/n`; in a SLURM array the task's place in it, unless something else is said."""
+    import os
+    import re
+
+    if "--shard" in arguments:
+        at = arguments.index("--shard")
+        found = re.fullmatch(r"(\d+)/(\d+)", "".join(arguments[at + 1 : at + 2]))
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            from launcher.config import RecipeError
+
+            raise RecipeError("--shard: needs i/n with i from 1 to n, such as --shard 2/8")
+        return (int(found[1]), int(found[2])), arguments[:at] + arguments[at + 2 :]
+    count = int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1"))
+    if count < 2:
+        return None, arguments
+    step = int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1"))
+    first, own = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "ID"))
+    return ((own - first) // step + 1, count), arguments
 
 
 def _data_inspect(arguments: list[str]) -> int:

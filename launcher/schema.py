@@ -59,6 +59,8 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     if origin is typing.Literal:
         return _scalar(str, value, path)
     if kind is dict or origin is dict:
+        if not isinstance(value, dict):
+            raise RecipeError(f"{path}={value!r}: must be a section with fields")
         return dict(value)
     return _scalar(kind, value, path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -153,24 +154,40 @@ def build_corpus(recipe: Recipe) -> Manifest:
     """Build the corpus of a recipe where its directory is data.path and holds none; else open what is there."""
     if Path(recipe.data.home) != Path(recipe.corpus.directory):
         return Manifest.load(Path(recipe.data.home))
+    manifest = build_share(recipe, None)
+    assert manifest is not None
+    return manifest
+
+
+def build_share(recipe: Recipe, share: tuple[int, int] | None) -> Manifest | None:
+    """Build a recipe's corpus, or the i-th of n shares of it; None while other shares are missing."""
     with progress_bar("corpus", recipe.corpus.name) as progress:
-        return build(recipe.corpus, recipe.tokenizer, progress)
+        return build(recipe.corpus, recipe.tokenizer, progress, share=share)
 
 
 @contextmanager
-def progress_bar(kind: str, note: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on a terminal, nothing elsewhere; called as progress(done, total, note)."""
+def progress_bar(kind: str, note: str) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal, nothing elsewhere; called as progress(done, total, note), with the tokens made so far where
+    there are some."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn(f"{kind}  {{task.description}}"),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
+        TextColumn("{task.fields[speed]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(note, total=None)
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, description=note)
+        task = bar.add_task(note, total=None, speed="")
+        began: dict[str, float] = {}
+
+        def show(done: int, total: int, note: str, tokens: int = 0) -> None:
+            seconds = time.monotonic() - began.setdefault(note, time.monotonic())
+            speed = f"{tokens / seconds / 1e6:.2f} M tokens/s" if tokens and seconds > 0 else ""
+            bar.update(task, completed=done, total=total, description=note, speed=speed)
+
+        yield show
 
 
 def report_corpus(manifest: Manifest) -> int:
@@ -180,6 +197,11 @@ def report_corpus(manifest: Manifest) -> int:
         f"corpus  {manifest.name}: {train.tokens:,} training tokens, {held.tokens:,} held out, vocabulary "
         f"{manifest.vocab_size:,} ({manifest.tokenizer_kind})"
     )
+    for step in manifest.cleaning:
+        console.print(f"cleaned  {step['step']}: {step['before']:,} → {step['after']:,} documents")
+    if manifest.quarantined:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.quarantined.items())
+        console.print(f"quarantined  {reasons}; each with its reason in quarantine.jsonl.zst beside the manifest")
     if manifest.baselines:
         console.print(
             f"baselines  unigram {manifest.baselines.unigram:.3f}, bigram {manifest.baselines.bigram:.3f} nats/token"

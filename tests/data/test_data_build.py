@@ -3,17 +3,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import data.build as build_module
+import data.build.run as build_module
+import data.build.settle as settle_module
+import data.build.work as work_module
 from data.build import build
 from data.config import CorpusConfig, DataError, TokenizerConfig
 from data.inspect import describe
@@ -81,9 +85,9 @@ def test_webdataset_reads_the_shards(byte_corpus):
 
 
 def test_same_bytes_with_any_number_of_workers(tmp_path, build_small, monkeypatch):
-    monkeypatch.setattr(build_module, "_TASK_BYTES", 2000)  # many tasks, so that they can finish out of order
-    for workers in (1, 2, 5):
-        build_small(tmp_path / f"w{workers}", TokenizerConfig("bpe", 300), workers=workers)
+    monkeypatch.setattr(work_module, "IN_PROCESS_BYTES", 0)
+    for workers in (1, 2, 5):  # many parts, so that they can finish out of order
+        build_small(tmp_path / f"w{workers}", TokenizerConfig("bpe", 300), workers=workers, part_bytes=10_000)
     assert len(contents(tmp_path / "w1")) > 6
     assert contents(tmp_path / "w1") == contents(tmp_path / "w2") == contents(tmp_path / "w5")
 
@@ -100,7 +104,7 @@ def test_splits_depend_on_the_text_alone(tmp_path, build_small, byte_corpus, tex
 def test_bpe_is_trained_on_the_training_split_alone(tmp_path, build_small, monkeypatch):
     seen: list[str] = []
     monkeypatch.setattr(
-        build_module, "make_tokenizer", lambda config, sample: seen.extend(sample) or make(config, sample)
+        settle_module, "make_tokenizer", lambda config, sample: seen.extend(sample) or make(config, sample)
     )
     from data.tokenizers import make_tokenizer as make
 
@@ -141,12 +145,14 @@ def test_one_large_file_must_be_cut(tmp_path, build_small):
 
 def test_no_usable_text_says_what_was_left_out(tmp_path, build_small):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match=r"0 usable document\(s\) \(1 undecodable left out\)"):
+    with pytest.raises(
+        DataError, match=r"0 usable document\(s\) \(1 undecodable left out\).*latin.txt, row 0: 'utf-8' codec"
+    ):
         build_small(tmp_path / "corpus", sources=(str(tmp_path / "latin.txt"),))
 
 
 def test_a_finished_corpus_is_reused(corpus_copy, build_small, text_directory, monkeypatch):
-    monkeypatch.setattr(build_module, "_build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(build_module, "_Build", lambda *_: pytest.fail("built again"))
     before = contents(corpus_copy)
     manifest = build_small(corpus_copy, workers=2, name="another name")
     assert manifest == Manifest.load(corpus_copy)
@@ -200,51 +206,150 @@ def test_unwritable_directory(tmp_path, build_small):
         build_small(tmp_path / "file" / "corpus")
 
 
-def test_full_disk_leaves_nothing_behind(tmp_path, build_small, monkeypatch):
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_a_full_disk_loses_nothing(tmp_path, build_small, byte_corpus, monkeypatch):
+    """Space runs out somewhere in each stage; what was finished before stays, and the build goes on from there."""
+    real, left = os.fsync, 0
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(DataError, match="No space left on device"):
-            build_small(tmp_path / "corpus")
-    assert [path.name for path in tmp_path.iterdir()] == [".corpus.lock"]
-    build_small(tmp_path / "corpus")
+    def full(descriptor: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    kept: list[int] = []
+    for space in (0, 3, 10, 20, 30, 20, 30, 40, 40):
+        left = space
+        with pytest.raises(DataError, match="No space left on device.*is kept in .*goes on from there"):
+            build_small(tmp_path / "corpus", part_bytes=20_000)
+        assert not (tmp_path / "corpus").exists()
+        kept.append(len([path for path in (tmp_path / ".corpus.partial").glob("*/*") if path.name.isdigit()]))
+    assert kept == sorted(kept) and len(set(kept)) > 5
+    left = 1 << 30
+    build_small(tmp_path / "corpus", part_bytes=20_000)
+    build_small(tmp_path / "straight", part_bytes=20_000)
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "straight")
+    assert sorted(path.name for path in tmp_path.iterdir() if "straight" not in path.name) == [".corpus.lock", "corpus"]
 
 
-def test_interrupt_leaves_nothing_behind(tmp_path, text_directory):
-    corpus = CorpusConfig("small", (str(text_directory),), str(tmp_path / "corpus"), validation_fraction=0.2)
+@pytest.mark.parametrize("stage", ["reading", "encoding"])
+def test_an_interrupted_build_goes_on(tmp_path, text_directory, stage):
+    corpus = CorpusConfig("small", (str(text_directory),), str(tmp_path / "corpus"), part_bytes=12_000, workers=1)
+    calls: list[str] = []
 
-    def interrupt(done: int, total: int, note: str) -> None:
-        if note == "encoding":
+    def interrupt(done: int, total: int, note: str, tokens: int) -> None:
+        calls.append(note)
+        if note == stage and done > total / 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         build(corpus, TokenizerConfig("byte"), interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == [".corpus.lock"]
+    assert not (tmp_path / "corpus").exists()
+    first = calls.count(stage)
+    calls.clear()
+    build(corpus, TokenizerConfig("byte"), lambda done, total, note, tokens: calls.append(note))
+    assert 0 < calls.count(stage) < 1.5 * first
+    assert ("reading" in calls) == (stage == "reading")
+
+
+def test_another_build_takes_the_place_of_an_unfinished_one(tmp_path, build_small, byte_corpus, text_directory):
+    def interrupt(done: int, total: int, note: str, tokens: int) -> None:
+        if note == "encoding":
+            raise KeyboardInterrupt
+
+    corpus = CorpusConfig("small", (str(text_directory),), str(tmp_path / "corpus"))
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus, TokenizerConfig("byte"), interrupt)
+    with pytest.raises(DataError, match=r"unfinished build with other options.*validation_fraction was 0.02, now 0.1"):
+        build(replace(corpus, validation_fraction=0.1), TokenizerConfig("byte"), share=(1, 2))
+    build_small(tmp_path / "corpus")
+    assert contents(tmp_path / "corpus") == contents(byte_corpus)
 
 
 KILLED = """
 import os, signal, sys
-from data.build import build
+from data.build import build, work
 from data.config import CorpusConfig, TokenizerConfig
-def kill(done, total, note):
-    if note == sys.argv[3]:
+work.IN_PROCESS_BYTES = 0
+left = int(sys.argv[3])
+def kill(done, total, note, tokens):
+    global left
+    left -= 1
+    if left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
 corpus = CorpusConfig("small", (sys.argv[1],), sys.argv[2], validation_fraction=0.2, block_tokens=3000,
-                      shard_tokens=20000)
-build(corpus, TokenizerConfig("byte"), kill)
+                      shard_tokens=20000, part_bytes=20000, workers=int(sys.argv[4]))
+build(corpus, TokenizerConfig("bpe", 300), kill)
 """
 
 
-@pytest.mark.parametrize("moment", ["encoding", "computing baselines"])
-def test_a_killed_build_starts_again_cleanly(tmp_path, text_directory, build_small, byte_corpus, moment):
-    command = [sys.executable, "-c", KILLED, str(text_directory), str(tmp_path / "corpus"), moment]
-    assert subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode == -signal.SIGKILL
-    assert (tmp_path / ".corpus.partial").exists() and not (tmp_path / "corpus").exists()
-    build_small(tmp_path / "corpus")
-    assert contents(tmp_path / "corpus") == contents(byte_corpus)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_build_killed_again_and_again_gives_the_same_bytes(tmp_path, text_directory, build_small, workers):
+    """SIGKILL after one, two, three … signs of life, wherever that is, until there is nothing left to kill."""
+    command = [sys.executable, "-c", KILLED, str(text_directory), str(tmp_path / "corpus")]
+    for life in (1, 30, 5, 60, 122, 3, 1000):
+        found = subprocess.run([*command, str(life), str(workers)], check=False, cwd=Path(__file__).parents[2])
+        assert found.returncode in (0, -signal.SIGKILL)
+        assert (found.returncode == 0) == (tmp_path / "corpus").exists()
+    build_small(tmp_path / "straight", TokenizerConfig("bpe", 300), part_bytes=20_000)
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "straight")
     assert not (tmp_path / ".corpus.partial").exists()
+
+
+def test_a_process_that_dies_is_told_and_the_build_goes_on(tmp_path, build_small, monkeypatch):
+    monkeypatch.setattr(work_module, "IN_PROCESS_BYTES", 0)
+    start, started = work_module._start, []
+    monkeypatch.setattr(work_module, "_start", lambda lock: started.append(start(lock)) or started[-1])
+    sent = work_module._Team.run
+
+    def run(team, tasks, report):
+        started[-1][0].kill()
+        sent(team, tasks, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work_module._Team, "run", run)
+        with pytest.raises(DataError, match="was killed by signal 9.*build again, it goes on"):
+            build_small(tmp_path / "corpus", workers=2, part_bytes=40_000)
+    build_small(tmp_path / "corpus", workers=2, part_bytes=40_000)
+    build_small(tmp_path / "straight", part_bytes=40_000)
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "straight")
+
+
+def test_shares_together_are_the_whole(tmp_path, text_directory, build_small):
+    """Three shares one after another, as a queue may run them, then all again: nobody waits for who is not there."""
+    options = {"validation_fraction": 0.2, "block_tokens": 3000, "shard_tokens": 20_000, "part_bytes": 20_000}
+    corpus = CorpusConfig("small", (str(text_directory),), str(tmp_path / "corpus"), workers=1, **options)
+    for share in (2, 3):
+        assert build(corpus, TokenizerConfig("bpe", 300), share=(share, 3)) is None
+    assert not (tmp_path / ".corpus.partial" / "settled").exists()
+    assert build(corpus, TokenizerConfig("bpe", 300), share=(1, 3)) is None
+    assert build(corpus, TokenizerConfig("bpe", 300), share=(3, 3)) is None
+    assert build(corpus, TokenizerConfig("bpe", 300), share=(2, 3)) is not None
+    assert build(corpus, TokenizerConfig("bpe", 300), share=(1, 3)) == Manifest.load(tmp_path / "corpus")
+    build_small(tmp_path / "straight", TokenizerConfig("bpe", 300), part_bytes=20_000)
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "straight")
+
+
+def test_shares_at_the_same_time_are_the_whole(tmp_path, text_directory, build_small):
+    options = {"validation_fraction": 0.2, "block_tokens": 3000, "shard_tokens": 20_000, "part_bytes": 20_000}
+    corpus = CorpusConfig("small", (str(text_directory),), str(tmp_path / "corpus"), workers=1, **options)
+    code = (
+        "import sys, pickle, time; from data.build import build; from data.config import TokenizerConfig\n"
+        "build(pickle.load(sys.stdin.buffer), TokenizerConfig('bpe', 300), share=(int(sys.argv[1]), 3))"
+    )
+    shares = [
+        subprocess.Popen([sys.executable, "-c", code, str(i)], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2])
+        for i in (1, 2, 3)
+    ]
+    for share in shares:
+        assert share.stdin is not None
+        share.stdin.write(pickle.dumps(corpus))
+        share.stdin.close()
+    assert [share.wait() for share in shares] == [0, 0, 0]
+    build(corpus, TokenizerConfig("bpe", 300))  # whatever is left where a share came too late for another
+    build_small(tmp_path / "straight", TokenizerConfig("bpe", 300), part_bytes=20_000)
+    assert contents(tmp_path / "corpus") == contents(tmp_path / "straight")
 
 
 def test_two_builders_at_once_build_once(tmp_path, build_small, byte_corpus):
@@ -259,13 +364,15 @@ def test_two_builders_at_once_build_once(tmp_path, build_small, byte_corpus):
 
 
 def test_progress_is_reported_to_the_end(tmp_path, text_directory):
-    calls: list[tuple[int, int, str]] = []
+    calls: list[tuple[int, int, str, int]] = []
     corpus = CorpusConfig("small", (str(text_directory),), str(tmp_path / "corpus"), validation_fraction=0.2)
     build(corpus, TokenizerConfig("bpe", 300), lambda *call: calls.append(call))
-    notes = list(dict.fromkeys(note for _, _, note in calls))
+    notes = list(dict.fromkeys(note for _, _, note, _ in calls))
     assert notes == ["reading", "training the tokenizer", "encoding", "computing baselines"]
-    assert all(0 <= done <= total for done, total, _ in calls)
-    assert [call for call in calls if call[2] == "encoding"][-1][0] == calls[-1][1]
+    assert all(0 <= done <= total for done, total, _, _ in calls)
+    last = [call for call in calls if call[2] == "encoding"][-1]
+    assert last[0] == last[1] == calls[-1][1]
+    assert last[3] == sum(split.tokens for split in Manifest.load(tmp_path / "corpus").splits.values())
 
 
 def test_building_and_reading_import_no_torch(byte_corpus):
