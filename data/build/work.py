@@ -50,8 +50,8 @@ class _Team:
 
     def __init__(self, job: Job, size: int, lock: int) -> None:
         self._members = [_start(lock) for _ in range(size)]
-        for _, connection in self._members:
-            connection.send(job)
+        for _, link in self._members:
+            self._send(link, job)
 
     def run(self, tasks: list[tuple[int, Part]], report: Report) -> None:
         """Gives out the tasks in order; raises what one of them raised."""
@@ -59,7 +59,7 @@ class _Team:
         while waiting or busy:
             while idle and waiting:
                 busy.add(idle[-1])
-                idle.pop().send(waiting.pop())
+                self._send(idle.pop(), waiting.pop())
             for link in wait(list(busy), timeout=5):
                 assert isinstance(link, Connection)
                 try:
@@ -73,6 +73,12 @@ class _Team:
                     busy.remove(link)
                     idle.append(link)
             report(0, 0)
+
+    def _send(self, link: Connection, message: Any) -> None:
+        try:
+            link.send(message)
+        except OSError:
+            raise DataError(self._died(link)) from None
 
     def _died(self, link: Connection) -> str:
         code = next(process.wait() for process, own in self._members if own is link)
