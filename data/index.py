@@ -189,6 +189,8 @@ def _manifest(config: IndexConfig, tokenizer: Tokenizer, location: str, found: l
         },
         baselines=None,
         skipped=dict(sorted(_skipped(found).items())),
+        quarantined={},
+        cleaning=[],
         provenance={"python": platform.python_version(), "numpy": np.__version__},
     )
 

@@ -91,7 +91,12 @@ def _stream(
 def _source(config: DataConfig, part: SourceConfig, spec: PlanSpec, seed: int, progress: Progress | None) -> Source:
     whole = replace(spec, where=part.where, ordering=part.ordering)
     return Source(
-        Corpus(part.path, "train", config.cache), whole, seed, shuffle=config.shuffle, window=config.window, progress=progress
+        Corpus(part.path, "train", config.cache),
+        whole,
+        seed,
+        shuffle=config.shuffle,
+        window=config.window,
+        progress=progress,
     )
 
 

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from data.columns import ColumnReader
 from data.prefetch import Prefetcher
-from data.stream import Rows, Stream, hash_of
+from data.stream import Rows, Stream, TokenStream, hash_of
 from data.tokenizers import load_corpus_tokenizer
 from launcher.config import Recipe
 from launcher.objective import encoder_length_of
 from launcher.reading import Reading
 from launcher.slots import Slot, Slots
 from launcher.vocabulary import vocabulary_of
-from models.objectives import Example, Objective, Samples, build_objective
+from models.objectives import Columns, Example, Objective, Samples, build_objective
 from parallel.engines.base import Batch
 from parallel.mesh import Mesh
 
@@ -51,9 +52,9 @@ class TrainBatches:
 
     def __init__(self, recipe: Recipe, mesh: Mesh, reading: Reading, counters: Counters, steps: int) -> None:
         self.recipe, self.mesh, self.reading, self.stream = recipe, mesh, reading, reading.stream
-        self.objective = objective_of(recipe)
         self._slots = Slots(recipe.train)
         self._known = [(counters.phase_tokens, counters.samples)]  # place and first sample of each step
+        self._sampler = Sampler(recipe, self.stream, counters.tokens - counters.phase_tokens)
         self._prefetcher = Prefetcher(self._make, depth=recipe.data.prefetch, stop=steps)
 
     def get(self, index: int) -> Fetched:
@@ -81,16 +82,36 @@ class TrainBatches:
         places = slot.place + np.arange(slot.rows, dtype=np.int64) * slot.length
         if self.mesh.rank:
             own = self.stream.rows(places[skip : skip + rows], slot.length)
-            return Fetched(self._batch(own, sample + skip), slot)
+            return Fetched(self._batch(own, places[skip : skip + rows], sample + skip), slot)
         whole = self.stream.rows(places, slot.length)  # rank 0 alone reads all of it, for its hash
         own = Rows(*(part[skip : skip + rows] for part in (whole.tokens, whole.weights, whole.sources)))
+        batch = self._batch(own, places[skip : skip + rows], sample + skip)
         counts = Counter(whole.sources.tolist()) if len(self.reading.names) > 1 else {}
         drawn = {self.reading.names[source]: count * slot.length for source, count in sorted(counts.items())}
-        return Fetched(self._batch(own, sample + skip), slot, hash_of(whole.tokens), drawn)
+        return Fetched(batch, slot, hash_of(whole.tokens), drawn)
 
-    def _batch(self, rows: Rows, first_sample: int) -> Batch:
-        samples = Samples(rows.tokens, first_sample + np.arange(len(rows.tokens)), rows.weights)
-        return batch_of(self.objective(samples), first_sample)
+    def _batch(self, rows: Rows, places: np.ndarray, first_sample: int) -> Batch:
+        return batch_of(self._sampler(rows, places, first_sample), first_sample)
+
+
+class Sampler:
+    """Rows of a stream as the objective of a phase makes examples of them. before: tokens of the run's earlier phases."""
+
+    def __init__(self, recipe: Recipe, stream: TokenStream, before: int = 0) -> None:
+        self._objective, self._before = objective_of(recipe), before
+        column = recipe.objective.weights.column
+        self._columns = ColumnReader(stream, column) if column else None
+        self._column = column
+
+    def __call__(self, rows: Rows, places: np.ndarray, first_sample: int) -> Example:
+        """The example of rows at these places of the phase, the first of which is the run's sample `first_sample`."""
+        length = rows.tokens.shape[1] - 1
+        columns = None
+        if self._columns is not None:
+            of, values = self._columns(places, length)
+            columns = Columns(of, {self._column: values})
+        indices = first_sample + np.arange(len(places))
+        return self._objective(Samples(rows.tokens, indices, rows.weights, columns, self._before + places))
 
 
 def objective_of(recipe: Recipe) -> Objective:
@@ -113,13 +134,13 @@ def validation_batches(recipe: Recipe, mesh: Mesh, stream: Stream) -> Iterator[B
 
     Rows beyond the last sequence, needed to give every data rank whole micro-batches, have weight 0.
     """
-    train, objective, source = recipe.train, objective_of(recipe), stream.sources[0]
+    train, sampler, source = recipe.train, Sampler(recipe, stream), stream.sources[0]
     length = train.sequence_length
     sequences = min(-(-(train.validation_tokens or source.tokens) // length), source.units)
     share = train.micro_batch * mesh.config.data
     for start in range(0, sequences, share):
         first = start + mesh.place.data * train.micro_batch
-        rows = stream.batch(first * length, train.micro_batch, length)
-        batch = batch_of(objective(Samples(rows.tokens, first + np.arange(train.micro_batch), rows.weights)), first)
+        places = (first + np.arange(train.micro_batch, dtype=np.int64)) * length
+        batch = batch_of(sampler(stream.rows(places, length), places, first), first)
         batch.weights[max(0, sequences - first) :] = 0
         yield batch

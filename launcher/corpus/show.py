@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from data.columns import stretches
 from data.config import DataError
 from data.corpus import Corpus
 from data.manifest import MANIFEST
 from data.source import Piece
 from data.spelling import bytes_of
-from data.stream import Samples, TokenStream
+from data.stream import TokenStream
 from data.tokenizers import Tokenizer, load_corpus_tokenizer
+from launcher.batches import Sampler
 from launcher.budget import Budget
 from launcher.callbacks.units import count
 from launcher.check import with_epochs
@@ -171,7 +173,10 @@ def _batch(
     """Some rows of a batch, the first of which is sample number `sample` of the phase."""
     stream, places = reading.stream, slot.place + rows * slot.length
     packed = stream.rows(places, slot.length)
-    inputs, targets, weights, documents, prefix = _example(phase, packed, before + sample + rows)
+    example = Sampler(phase, stream)(packed, places, before + sample + int(rows[0]))
+    inputs, targets, weights, documents, prefix = (
+        getattr(example, part) for part in ("inputs", "targets", "weights", "documents", "prefix")
+    )
     found = []
     for row, place in enumerate(places.tolist()):
         source, pieces = stream.pieces(place, slot.length)
@@ -210,15 +215,10 @@ class _Places:
 
     def origins(self, pieces: list[Piece]) -> tuple[Origin, ...]:
         """What the inputs of a row are from: target j of a piece is input j + 1."""
-        found: list[Origin] = []
-        for piece in pieces:
-            at = 0
-            while at < piece.size:
-                document, offset = self._corpus.document_at(piece.start + at)
-                start, tokens = self._corpus.place(document)
-                size = min(piece.size - at, start + tokens - piece.start - at)
-                found.append(Origin(piece.place + at + 1, size, document, offset, self._name, self._path(document)))
-                at += size
+        found = [
+            Origin(part.place + 1, part.size, part.document, part.offset, self._name, self._path(part.document))
+            for part in stretches(self._corpus, pieces)
+        ]
         if found and found[0].offset:  # the token before the first target
             one = found[0]
             found[0] = replace(one, first=one.first - 1, size=one.size + 1, offset=one.offset - 1)
@@ -231,15 +231,3 @@ class _Places:
         within = document - int(self._corpus.document_starts[shard])
         path, row = (self._tables[shard][name][within] for name in ("path", "row"))
         return f"{path}" + (f", row {row}" if row else "")
-
-
-def _example(
-    phase: Recipe, packed: Samples, indices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """(inputs, targets, weights, documents, prefix) of packed rows with these global indices."""
-    import torch
-
-    from models.objectives import OBJECTIVES
-
-    inputs, targets, counts = OBJECTIVES[phase.objective.name](torch.from_numpy(packed.tokens))
-    return inputs.numpy(), targets.numpy(), counts.numpy() * packed.weights, None, None

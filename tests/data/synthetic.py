@@ -51,6 +51,8 @@ def write_corpus(
         splits=splits,
         baselines=None,
         skipped={},
+        quarantined={},
+        cleaning=[],
         provenance={},
     )
     manifest.save(directory)
