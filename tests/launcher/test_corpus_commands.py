@@ -231,7 +231,7 @@ def test_show_of_a_later_phase_reads_on(call, mine):
 
 def test_show_of_buckets(call, mine):
     buckets = ["data.buckets.lengths=[8,16]", "data.buckets.curriculum=uniform"]
-    recipe = [argument for argument in minute(mine, 40, *buckets) if "span_tokens" not in argument]
+    recipe = [argument for argument in minute(mine, 400, *buckets) if "span_tokens" not in argument]
     page = Path(call("data", "show", *recipe, "--samples=0:320").strip()).read_text()
     lengths = {len(Reader(f"<p>{part}</p>").tokens) for part in re.findall(r'<div class="row">(.*?)</div>', page, re.S)}
     assert max(lengths) == 16 and 8 in lengths and "buckets" in page
