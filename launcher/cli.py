@@ -129,6 +129,18 @@ def _data_stats(arguments: list[str]) -> int:
     return stats_command(arguments)
 
 
+def _data_replay(arguments: list[str]) -> int:
+    from launcher.corpus.replay import replay_command
+
+    return replay_command(arguments)
+
+
+def _data_audit(arguments: list[str]) -> int:
+    from launcher.corpus.replay import audit_command
+
+    return audit_command(arguments)
+
+
 def _data_show(arguments: list[str]) -> int:
     from launcher.corpus.show import show_command
 
@@ -277,6 +289,8 @@ HANDLERS: dict[str, Command] = {
     "data order": _data_order,
     "data stats": _data_stats,
     "data show": _data_show,
+    "data replay": _data_replay,
+    "data audit": _data_audit,
     "checkpoint list": _checkpoint_list,
     "checkpoint verify": _checkpoint_verify,
     "checkpoint inspect": _checkpoint_inspect,

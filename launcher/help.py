@@ -17,6 +17,8 @@ COMMANDS = {
     "data order": "orderings that methods need                 triaxis data order corpora/stdlib --by neighbours",
     "data stats": "statistics as text and pictures, shuffles   triaxis data stats corpora/stdlib",
     "data show": "what a run trains on, as a page             triaxis data show experiment=tiny --samples 0:8",
+    "data replay": "what each step of a run read, with hashes   triaxis data replay runs/tiny --steps 100:110",
+    "data audit": "how often a run used each document          triaxis data audit runs/tiny",
     "checkpoint list": "checkpoints of a run                        triaxis checkpoint list runs/tiny",
     "checkpoint verify": "check every byte of a run's checkpoints     triaxis checkpoint verify runs/tiny",
     "checkpoint inspect": "tensors and state of the newest one         triaxis checkpoint inspect runs/tiny",
