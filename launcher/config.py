@@ -216,6 +216,8 @@ class CheckpointConfig:
     """Newest checkpoints that are kept."""
     keep_every_steps: int = 0
     """Checkpoints at multiples of this many steps are kept for ever; 0 for none."""
+    every_epoch: bool = False
+    """Save whenever the sources of a phase were read through once more, and keep those checkpoints for ever."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
     verify: bool = True

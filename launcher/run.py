@@ -25,7 +25,7 @@ from launcher.callbacks.wandb import WandbTracker
 from launcher.config import Recipe
 from launcher.machine import environment, peak_flops
 from launcher.plan.memory import estimate
-from launcher.reading import Reading, longest_sequence, validation_streams
+from launcher.reading import Reading, epoch_tokens, longest_sequence, validation_streams
 from launcher.saving import Checkpoints
 from launcher.schema import to_plain
 from launcher.workers import StopRequest
@@ -208,6 +208,9 @@ class Run:
         assert self.checkpoints is not None
         config, tokens = self.recipe.checkpoint, self.counters.tokens
         due = passed(tokens, batch_tokens, config.every_tokens)
+        if config.every_epoch and passed(self.counters.phase_tokens, batch_tokens, epoch_tokens(self.reading.stream)):
+            self.checkpoints.keep(self.counters.step)
+            due = True
         minutes = self.checkpoints.minutes_since_save
         clock = self.mesh.rank == 0 and config.every_minutes > 0 and minutes >= config.every_minutes
         flags = torch.tensor([float(self.stop.wanted), float(clock)], device=self.mesh.device)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Checkpoints:
         attempt = self._from_rank_zero(lambda: Store(place).open_attempt())
         self.store = Store(place, mesh.rank, mesh.world_size, attempt)
         config = recipe.checkpoint
+        self.kept: list[int] = []  # steps that are kept for ever, of this run's earlier attempts too
         self.saver = Saver(
             self.store,
             retention=Retention(config.keep_last, config.keep_every_steps or None),
@@ -85,20 +86,21 @@ class Checkpoints:
         self.found, self.weights_only, self.counters = None, False, Counters()
         found = self._from_rank_zero(self._look)
         if found is not None:
-            self.found, self.weights_only, counters = found
+            self.found, self.weights_only, counters, kept = found
             self.counters = Counters(**counters)
+            self.keep(*kept)
 
-    def _look(self) -> tuple[Path, bool, dict[str, int]] | None:
+    def _look(self) -> tuple[Path, bool, dict[str, int], list[int]] | None:
         newest = self.store.latest(fall_back=self.recipe.checkpoint.fall_back)
         if newest is not None:
             state = read_state(newest.path)
             check_same_run(self.recipe, state["recipe"], str(newest.path))
-            return newest.path, False, _counters(newest.path, state)
+            return newest.path, False, _counters(newest.path, state), state.get("kept", [])
         begin = self.recipe.run
         if not begin.init_from:
             return None
         path, weights_only = resolve(Path(begin.init_from)), begin.init_what == "weights"
-        return path, weights_only, {} if weights_only else _counters(path, read_state(path))
+        return path, weights_only, {} if weights_only else _counters(path, read_state(path)), []
 
     def _set_aside(self, trouble: CheckpointCorrupt | None) -> None:
         assert self.found is not None
@@ -137,6 +139,7 @@ class Checkpoints:
             "counters": asdict(counters),
             "engine": engine.state(),
             "data": data,
+            "kept": self.kept,
             "tokens": counters.tokens,
             "recipe": recipe,
             "recipe_hash": recipe_hash(recipe),
@@ -145,6 +148,11 @@ class Checkpoints:
         self.saver.save(counters.step, engine.pieces(for_saving=True), state)
         self._newest, self._newest_failed = counters, False
         self.last_save = time.monotonic()
+
+    def keep(self, *steps: int) -> None:
+        """Never remove the checkpoints of these steps."""
+        self.kept = sorted({*self.kept, *steps})
+        self.saver.retention = replace(self.saver.retention, keep=frozenset(self.kept))
 
     def _is_saved(self, counters: Counters) -> bool:
         """Whether the newest save was of now and no rank's part of it failed; waits for it."""

@@ -60,6 +60,12 @@ def _plates(run: Run, png_path: Path) -> list[Plate]:
             drawn = (routing_picture(routing, theme, "svg") for theme in (LIGHT, DARK))
             found.append(Plate("Routing", "Load of each expert in each layer against tokens", *drawn))
             _write(png_path.with_name(f"{png_path.stem}_routing.png"), routing_picture(routing, LIGHT, "png"))
+    from launcher.report.reading import is_worth_drawing, reading_picture
+
+    if is_worth_drawing(run.steps):
+        drawn = (reading_picture(run.steps, theme, "svg") for theme in (LIGHT, DARK))
+        found.append(Plate("Reading", "Sources, sequence lengths and batch sizes against tokens", *drawn))
+        _write(png_path.with_name(f"{png_path.stem}_reading.png"), reading_picture(run.steps, LIGHT, "png"))
     if (run.directory / "profile").is_dir():
         from launcher.report.timeline import pipeline_pictures  # torch, which has the schedules
 

@@ -55,10 +55,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints to keep: the newest `keep_last` (None: all), and for ever every `keep_every` steps."""
+    """Which checkpoints to keep: the newest `keep_last` (None: all), and for ever every `keep_every` steps and `keep`."""
 
     keep_last: int | None = None
     keep_every: int | None = None
+    keep: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         for name in ("keep_last", "keep_every"):
@@ -243,6 +244,8 @@ class Store:
                 continue
             if kept < rule.keep_last:
                 kept += self._look(step, path).whole
+            elif step in rule.keep:
+                continue
             elif (rule.keep_every is None or step % rule.keep_every) and self._discard(path):
                 removed += (step,)
         return removed
