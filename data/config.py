@@ -31,35 +31,51 @@ class TokenizerConfig:
     """Which tokenizer turns text into tokens."""
 
     kind: str
-    """`bpe`: byte-level byte-pair encoding, trained on the training split of the corpus; `byte`: one token a UTF-8
-    byte; `file`: an existing tokenizer.json. All end each document with one end-of-document token."""
+    """`bpe`: byte-level byte-pair encoding, trained on the training split of the corpus; `unigram`: a SentencePiece unigram
+    language model with bytes for what it does not know, trained likewise; `byte`: one token a UTF-8 byte; `file`: an
+    existing tokenizer.json, SentencePiece .model or .tiktoken file. All end each document with one end-of-document
+    token."""
 
     vocab_size: int = 0
-    """Number of token ids, the end-of-document token included. `bpe` needs at least 257; `byte` has always 257 and
-    `file` what the file says, so there 0 means "as it is" and any other number is checked against it."""
+    """Number of token ids, the end-of-document token included, special_tokens not. `bpe` and `unigram` need at least 257;
+    `byte` has always 257 and `file` what the file says, so there 0 means "as it is" and any other number is checked."""
 
     path: str = ""
-    """The tokenizer.json to use; for kind `file` only."""
+    """The file to use; for kind `file` only."""
+
+    pattern: str = ""
+    """How text is split into words before they are encoded: `gpt2` (what empty means for `bpe`), `cl100k`
+    (GPT-4, Llama 3) or `qwen2` (single digits). Also for a .tiktoken file, which does not say it; other files do."""
+
+    normalizer: str = "none"
+    """Unicode normal form that text is brought to before: `none` (nothing is lost), `nfkc`, for `bpe` also `nfc`. Trained
+    kinds only."""
+
+    special_tokens: tuple[str, ...] = ()
+    """Names of tokens that objectives need (mask, sentinels, fill-in-the-middle); each gets an id of its own behind the
+    vocabulary unless the file has it. Text never produces them."""
 
     @property
     def trained(self) -> bool:
         """Whether it is trained on the corpus."""
-        return self.kind == "bpe"
+        return self.kind in ("bpe", "unigram")
 
     def __post_init__(self) -> None:
-        if self.kind not in ("byte", "bpe", "file"):
-            raise DataError(f"tokenizer.kind = {self.kind!r}: it must be one of byte, bpe, file")
+        if self.kind not in ("byte", "bpe", "unigram", "file"):
+            raise DataError(f"tokenizer.kind = {self.kind!r}: it must be one of byte, bpe, unigram, file")
         if self.kind == "file" and not self.path:
-            raise DataError("tokenizer.path is empty: kind `file` needs the path of a tokenizer.json")
+            raise DataError(
+                "tokenizer.path is empty: kind `file` needs a tokenizer.json, SentencePiece .model or .tiktoken file"
+            )
         if self.kind != "file" and self.path:
             raise DataError(
                 f"tokenizer.path = {self.path!r} has no effect with tokenizer.kind = {self.kind}: remove it, "
                 "or set tokenizer.kind=file"
             )
-        if self.kind == "bpe" and self.vocab_size < BYTE_VOCABULARY:
+        if self.trained and self.vocab_size < BYTE_VOCABULARY:
             raise DataError(
-                f"tokenizer.vocab_size = {self.vocab_size}: bpe needs at least {BYTE_VOCABULARY} (256 bytes and the "
-                "end-of-document token); raise it, or set tokenizer.kind=byte"
+                f"tokenizer.vocab_size = {self.vocab_size}: {self.kind} needs at least {BYTE_VOCABULARY} (256 bytes and "
+                "the end-of-document token); raise it, or set tokenizer.kind=byte"
             )
         if self.kind == "byte" and self.vocab_size not in (0, BYTE_VOCABULARY):
             raise DataError(
@@ -67,6 +83,30 @@ class TokenizerConfig:
                 "set it to 0, or set tokenizer.kind=bpe"
             )
         _at_least("tokenizer.vocab_size", self.vocab_size, 0)
+        self._check_text()
+
+    def _check_text(self) -> None:
+        """What happens to text before it is encoded, and the special tokens."""
+        patterns = ("gpt2", "cl100k", "qwen2")
+        if self.pattern and self.pattern not in patterns:
+            raise DataError(f"tokenizer.pattern = {self.pattern!r}: it must be one of {', '.join(patterns)}, or empty")
+        if self.pattern and self.kind in ("byte", "unigram"):
+            raise DataError(f"tokenizer.pattern = {self.pattern!r} has no effect on {self.kind}: leave it empty")
+        if self.normalizer not in ("none", "nfc", "nfkc"):
+            raise DataError(f"tokenizer.normalizer = {self.normalizer!r}: it must be one of none, nfc, nfkc")
+        if self.normalizer == "nfc" and self.kind == "unigram":
+            raise DataError("tokenizer.normalizer = 'nfc': SentencePiece has none and nfkc; take one of them, or bpe")
+        if self.normalizer != "none" and not self.trained:
+            raise DataError(
+                f"tokenizer.normalizer = {self.normalizer!r} has no effect with tokenizer.kind = {self.kind}: set it to "
+                "none (the cleaning step `unicode` changes text itself)"
+            )
+        twice = [name for name in self.special_tokens if self.special_tokens.count(name) > 1 or not name]
+        if twice or EOD_TEXT in self.special_tokens:
+            raise DataError(
+                f"tokenizer.special_tokens = {list(self.special_tokens)}: names must be different, not empty and not "
+                f"{EOD_TEXT!r}, which every vocabulary has"
+            )
 
 
 @dataclass(frozen=True)

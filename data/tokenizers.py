@@ -1,24 +1,30 @@
 """Text to token ids and back, with one end-of-document id (`eod`) that no text can produce.
 
-Three kinds behind one class: bytes, byte-pair encoding trained here, and any tokenizer.json. Byte-level kinds are
-lossless: `decode(encode(text)) == text`. Special tokens in the text are encoded as ordinary characters, so a document
-that quotes the end-of-document token cannot forge a border.
+One class for all kinds: bytes, byte-pair encoding and unigram models trained here, any tokenizer.json, SentencePiece and
+tiktoken files. Byte-level kinds without a normaliser are lossless: `decode(encode(text)) == text`. Special tokens in the
+text are encoded as ordinary characters, so a document that quotes the end-of-document token cannot forge a border.
+
+Ids: the vocabulary's own, then `eod` where the vocabulary has none, then the named special tokens.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data.config import BYTE_VOCABULARY, EOD_TEXT, DataError, TokenizerConfig
 from data.manifest import Manifest
+from data.vocabularies import PATTERNS, byte_vocabulary, pattern_of, ranks_of, read_tiktoken, train_bpe, train_unigram
+from data.words import WordEncoder
 
 TOKENIZER_DIRECTORY = "tokenizer"
 """Where, within a corpus, its tokenizer is."""
@@ -27,30 +33,94 @@ KNOWN_EODS = (EOD_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", 
 """End-of-document tokens looked for in a tokenizer file, in this order; a file with none gets one more id."""
 
 PIECE_CHARACTERS = 1 << 20
-"""Longer texts are encoded in pieces of about this length, cut after a line end: it bounds memory."""
+"""Longer texts are encoded in pieces of about this length: it bounds memory."""
+
+_BORDER = re.compile("[A-Za-z](?= )")
+
+_CHECKED_CHARACTERS = 1 << 20  # of real text, on which both ways to encode must agree before the fast one is used
 
 
 class Tokenizer:
     """Encodes text to int64 ids and decodes them. Make one with `make_tokenizer` or `Tokenizer.load`.
 
-    kind: `byte`, `bpe` or `file`.
-    vocab_size: number of ids, `eod` included.
+    kind: `byte`, `bpe`, `unigram` or `file`. model: contents of a tokenizer.json (str) or of a SentencePiece model (bytes).
+    special_tokens: names that get ids of their own, unless the vocabulary has them. fast: how documents are encoded; `""` as
+    any text, `words` by looking words up (`data.words`), `tiktoken` the same with new words encoded by tiktoken.
+
+    vocab_size: number of ids, `eod` and special tokens included.
     eod: the end-of-document id. `encode` never returns it; whoever joins documents puts it after each.
     fingerprint: hash of everything that decides the ids.
     """
 
-    def __init__(self, kind: str, model_json: str = "") -> None:
-        self.kind = kind
-        self._json = model_json
+    def __init__(
+        self, kind: str, model: str | bytes = "", special_tokens: Sequence[str] = (), *, fast: str = ""
+    ) -> None:
+        self.kind, self._content, self.special_tokens = kind, model, tuple(special_tokens)
         self._model: tokenizers.Tokenizer | None = None
-        self.eod, self.vocab_size = 256, BYTE_VOCABULARY
-        if kind != "byte":
-            self._model = tokenizers.Tokenizer.from_str(model_json)
+        self._pieces: Any = None
+        self.eod, size = 256, BYTE_VOCABULARY
+        if isinstance(model, bytes):
+            self._pieces = _sentencepiece(model)
+            own = self._pieces.get_piece_size()
+            self.eod, size = (self._pieces.eos_id(), own) if self._pieces.eos_id() >= 0 else (own, own + 1)
+        elif kind != "byte":
+            self._model = tokenizers.Tokenizer.from_str(model)
             self._model.encode_special_tokens = True
             self._model.no_truncation()
             self._model.no_padding()
-            self.eod, self.vocab_size = _find_eod(self._model)
-        self.fingerprint = hashlib.sha256(f"{kind}\0{self.eod}\0{model_json}".encode()).hexdigest()[:32]
+            self.eod, size = _find_eod(self._model)
+        self._special: dict[str, int] = {}
+        for name in self.special_tokens:
+            found = self._id_of(name)
+            self._special[name] = size if found is None else found
+            size += found is None
+        self.vocab_size = size
+        self.fast = fast
+        parts = (
+            kind,
+            self.eod,
+            *self.special_tokens,
+            model if isinstance(model, str) else base64.b64encode(model).decode(),
+        )
+        self.fingerprint = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
+
+    def _id_of(self, name: str) -> int | None:
+        """The id of a token that the vocabulary has as a special one."""
+        if self._pieces is not None:
+            found = self._pieces.piece_to_id(name)
+            return found if self._pieces.is_control(found) else None
+        if self._model is None:
+            return None
+        return next(
+            (id_ for id_, token in self._model.get_added_tokens_decoder().items() if token.content == name), None
+        )
+
+    def special(self, name: str) -> int:
+        """The id of a special token of `tokenizer.special_tokens`, or of one that the vocabulary has; DataError else."""
+        found = self._special.get(name, self._id_of(name))
+        if found is None:
+            there = ", ".join(self.special_tokens) or "none"
+            raise DataError(
+                f"tokenizer.special_tokens: there is no {name!r} (there is: {there}); build the corpus with it: "
+                f"'tokenizer.special_tokens=[\"{name}\"]'"
+            )
+        return found
+
+    @cached_property
+    def _words(self) -> WordEncoder:
+        """What encodes documents the fast way."""
+        assert isinstance(self._content, str)
+        pattern = pattern_of(self._content)
+        assert pattern
+        if self.fast == "words":
+            return WordEncoder(lambda text: self.encode(text).tolist(), pattern, self.eod, self.dtype)
+        import tiktoken
+
+        ranks = ranks_of(self._content, check=False)
+        assert ranks
+        # Without special tokens: text can make none.
+        encoding = tiktoken.Encoding("triaxis", pat_str=PATTERNS[pattern][1], mergeable_ranks=ranks, special_tokens={})
+        return WordEncoder(encoding.encode_ordinary, pattern, self.eod, self.dtype)
 
     @property
     def dtype(self) -> np.dtype:
@@ -60,9 +130,10 @@ class Tokenizer:
     def encode(self, text: str) -> np.ndarray:
         """Ids of the text, int64 [tokens], without `eod`. DataError for text that is not Unicode (lone surrogates)."""
         try:
+            if self._pieces is not None:
+                return np.asarray(self._pieces.encode(text), np.int64)
             if self._model is None:
                 return np.frombuffer(text.encode(), np.uint8).astype(np.int64)
-            # encode_batch_fast, unlike encode, releases the GIL, so threads encode in parallel.
             parts = [self._model.encode_batch_fast([piece], add_special_tokens=False)[0].ids for piece in _pieces(text)]
         except (UnicodeEncodeError, TypeError) as error:
             raise DataError(f"text is not valid Unicode and cannot be encoded: {error}") from error
@@ -73,49 +144,90 @@ class Tokenizer:
         return [self.encode(text) for text in texts]
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each text with `eod` after it, in the dtype of the shards."""
+        """`encode` of each text with `eod` after it, in the dtype of the shards; DataError for an id that the vocabulary
+        does not have."""
+        if self.fast:
+            return self._words.encode_documents(texts)
         end = np.full(1, self.eod)
-        return [np.concatenate([self.encode(text), end]).astype(self.dtype) for text in texts]
+        found = [np.concatenate([self.encode(text), end]) for text in texts]
+        highest = max((int(ids.max()) for ids in found), default=0)
+        if highest >= self.vocab_size:
+            raise DataError(
+                f"token {highest} is not of this tokenizer, which has {self.vocab_size} ids: its file contradicts itself; "
+                "correct tokenizer.path"
+            )
+        return [ids.astype(self.dtype) for ids in found]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of the ids; `eod` is shown as `<|endoftext|>`, bytes that are not UTF-8 as U+FFFD."""
+        """Text of the ids; `eod` is shown as `<|endoftext|>`, special tokens by name, bytes that are not UTF-8 as U+FFFD."""
         array = np.asarray(ids, np.int64).reshape(-1)
         if array.size and not 0 <= int(array.min()) <= int(array.max()) < self.vocab_size:
             raise DataError(f"cannot decode ids outside 0…{self.vocab_size - 1}: the tokenizer does not fit these ids")
-        documents = np.split(array, np.flatnonzero(array == self.eod))
-        texts = [self._decode(documents[0])] + [EOD_TEXT + self._decode(document[1:]) for document in documents[1:]]
-        return "".join(texts)
+        names = {self.eod: EOD_TEXT} | {id_: name for name, id_ in self._special.items()}
+        borders = np.flatnonzero(np.isin(array, list(names)))
+        first, *others = np.split(array, borders)
+        return self._decode(first) + "".join(names[int(part[0])] + self._decode(part[1:]) for part in others)
 
     def _decode(self, ids: np.ndarray) -> str:
+        if self._pieces is not None:
+            return self._pieces.decode(ids.tolist())
         if self._model is None:
             return ids.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
         return self._model.decode(ids.tolist(), skip_special_tokens=False)
 
     def save(self, directory: Path) -> None:
-        """Writes `triaxis_tokenizer.json` and, unless the kind is `byte`, a Hugging Face `tokenizer.json`."""
+        """Writes `triaxis_tokenizer.json` and, unless the kind is `byte`, `tokenizer.json` or `tokenizer.model`."""
         directory.mkdir(parents=True, exist_ok=True)
-        if self._model is not None:
-            (directory / "tokenizer.json").write_text(self._json, encoding="utf-8")
-        about = {"kind": self.kind, "vocab_size": self.vocab_size, "eod": self.eod, "fingerprint": self.fingerprint}
+        if isinstance(self._content, bytes):
+            (directory / "tokenizer.model").write_bytes(self._content)
+        elif self._model is not None:
+            (directory / "tokenizer.json").write_text(self._content, encoding="utf-8")
+        about = {
+            "kind": self.kind,
+            "vocab_size": self.vocab_size,
+            "eod": self.eod,
+            "special_tokens": self._special,
+            "fast": self.fast,
+            "fingerprint": self.fingerprint,
+        }
         (directory / "triaxis_tokenizer.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     @property
     def eod_text(self) -> str:
         """The end-of-document token as the tokenizer's file calls it, `<|endoftext|>` where the file has none."""
+        if self._pieces is not None:
+            return self._pieces.id_to_piece(self.eod) if self.eod == self._pieces.eos_id() else EOD_TEXT
         return (self._model.id_to_token(self.eod) if self._model is not None else None) or EOD_TEXT
 
+    def huggingface_files(self) -> tuple[dict[str, bytes], str]:
+        """What transformers reads to give the same ids, by name of the file, and the class that reads it. Ids of ours
+        that a tokenizer.json does not have are added to it."""
+        if isinstance(self._content, bytes):
+            return {"tokenizer.model": self._content}, "LlamaTokenizer"
+        return {"tokenizer.json": self.huggingface_json().encode()}, "PreTrainedTokenizerFast"
+
     def huggingface_json(self) -> str:
-        """The `tokenizer.json` that gives the same ids; for bytes one is made."""
-        return self._json if self._model is not None else _byte_model().to_str()
+        """The `tokenizer.json` that gives the same ids; for bytes one is made. DataError for SentencePiece models."""
+        if isinstance(self._content, bytes):
+            raise DataError("a SentencePiece model has no tokenizer.json; use its tokenizer.model")
+        if self._model is not None and not self.special_tokens:
+            return self._content
+        model = byte_vocabulary() if self._model is None else tokenizers.Tokenizer.from_str(self._content)
+        ours = sorted((id_, name) for name, id_ in (self._special | {self.eod_text: self.eod}).items())
+        model.add_special_tokens([name for _, name in ours])
+        return model.to_str()
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
         """Reads what `save` wrote; DataError when files are missing or were changed."""
         try:
             about = json.loads((directory / "triaxis_tokenizer.json").read_text(encoding="utf-8"))
-            byte = about["kind"] == "byte"
-            model_json = "" if byte else (directory / "tokenizer.json").read_text(encoding="utf-8")
-            tokenizer = cls(about["kind"], model_json)
+            model: str | bytes = ""
+            if (directory / "tokenizer.model").exists():
+                model = (directory / "tokenizer.model").read_bytes()
+            elif about["kind"] != "byte":
+                model = (directory / "tokenizer.json").read_text(encoding="utf-8")
+            tokenizer = cls(about["kind"], model, tuple(about["special_tokens"]), fast=about["fast"])
         except FileNotFoundError as error:
             raise DataError(f"{directory}: no tokenizer there ({error.filename} is missing)") from error
         except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
@@ -137,76 +249,111 @@ def load_corpus_tokenizer(corpus: Path | str) -> Tokenizer:
     return tokenizer
 
 
-def make_tokenizer(config: TokenizerConfig, sample: Iterable[str]) -> Tokenizer:
-    """The tokenizer that the configuration asks for; `sample` is the text that `bpe` is trained on (else unused)."""
+def make_tokenizer(config: TokenizerConfig, sample: Sequence[str]) -> Tokenizer:
+    """The tokenizer that the configuration asks for; `sample` is text to train on and to check the fast way with."""
     if config.kind == "byte":
-        return Tokenizer("byte")
-    if config.kind == "bpe":
-        return train_bpe(sample, config.vocab_size)
-    tokenizer = Tokenizer("file", read_tokenizer_file(config.path))
-    if config.vocab_size not in (0, tokenizer.vocab_size):
+        return Tokenizer("byte", special_tokens=config.special_tokens)
+    if config.trained:
+        model: str | bytes = (
+            train_bpe(sample, config.vocab_size, config.pattern or "gpt2", config.normalizer)
+            if config.kind == "bpe"
+            else train_unigram(sample, config.vocab_size, config.normalizer)
+        )
+    else:
+        model = read_tokenizer_file(config.path, config.pattern)
+    tokenizer = Tokenizer(config.kind, model, config.special_tokens)
+    own = Tokenizer(config.kind, model).vocab_size
+    if not config.trained and config.vocab_size not in (0, own):
         raise DataError(
-            f"tokenizer.vocab_size = {config.vocab_size}, but {config.path} has {tokenizer.vocab_size} ids "
+            f"tokenizer.vocab_size = {config.vocab_size}, but {config.path} has {own} ids "
             "(end-of-document included): set it to 0 or to that number"
         )
+    return _fast_if_equal(tokenizer, model, sample)
+
+
+def _fast_if_equal(tokenizer: Tokenizer, model: str | bytes, sample: Sequence[str]) -> Tokenizer:
+    """The tokenizer by the fastest way that there is for it and that gives the same ids on the sample."""
+    if not isinstance(model, str) or pattern_of(model) is None:
+        return tokenizer
+    for way in ("tiktoken", "words") if ranks_of(model) else ("words",):
+        fast = Tokenizer(tokenizer.kind, model, tokenizer.special_tokens, fast=way)
+        if _same_ids(tokenizer, fast, sample):
+            return fast
     return tokenizer
+
+
+def _same_ids(tokenizer: Tokenizer, fast: Tokenizer, sample: Sequence[str]) -> bool:
+    size = 0
+    for text in sample:
+        if size > _CHECKED_CHARACTERS:
+            break
+        text = text[:PIECE_CHARACTERS]
+        if not np.array_equal(fast.encode_documents([text])[0][:-1], tokenizer.encode(text)):
+            return False
+        size += len(text)
+    return True
 
 
 def tokenizer_spec(config: TokenizerConfig) -> dict[str, Any]:
     """What decides the ids that the configuration gives, for the spec of a corpus."""
-    spec: dict[str, Any] = {"tokenizer.kind": config.kind, "tokenizer.vocab_size": config.vocab_size}
+    spec: dict[str, Any] = {
+        "tokenizer.kind": config.kind,
+        "tokenizer.vocab_size": config.vocab_size,
+        "tokenizer.special_tokens": list(config.special_tokens),
+        "tokenizer.pattern": config.pattern,
+        "tokenizer.normalizer": config.normalizer,
+    }
     if config.kind == "file":
-        contents = Tokenizer("file", read_tokenizer_file(config.path)).fingerprint
-        spec["tokenizer.path (its contents)"] = contents
+        contents = Path(config.path).expanduser()
+        spec["tokenizer.path (its contents)"] = _contents_hash(contents, config.path)
     return spec
 
 
-def train_bpe(sample: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE with GPT-2's word pattern, `eod` as id 0, then the 256 bytes, then the merges.
-
-    The same texts in the same order give the same file. DataError when the text has too few different words for so
-    many merges.
-    """
-    model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    model.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOD_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    model.train_from_iterator(sample, trainer)
-    if model.get_vocab_size() < vocab_size:
-        raise DataError(
-            f"tokenizer.vocab_size = {vocab_size}: the training text has merges for {model.get_vocab_size()} only; "
-            "lower it to that number or add text"
-        )
-    return Tokenizer("bpe", model.to_str())
-
-
-def _byte_model() -> tokenizers.Tokenizer:
-    """Bytes as a byte-level BPE without merges: id b for byte b, then `eod`. Bytes are spelt as in GPT-2's vocabulary."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    spelt = {byte: chr(byte) for byte in printable} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
-    model = tokenizers.Tokenizer(models.BPE(vocab={spelt[byte]: byte for byte in range(256)}, merges=[]))
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    model.decoder = decoders.ByteLevel()
-    model.add_special_tokens([EOD_TEXT])
-    return model
-
-
-def read_tokenizer_file(path: str) -> str:
-    """Contents of a tokenizer.json, checked to be one; DataError otherwise."""
+def _contents_hash(path: Path, named: str) -> str:
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        tokenizers.Tokenizer.from_str(text)
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
     except OSError as error:
-        raise DataError(f"tokenizer.path = {path}: cannot read it ({error.strerror}); give a tokenizer.json") from error
+        raise DataError(f"tokenizer.path = {named}: cannot read it ({error.strerror}); {_GIVE}") from error
+
+
+_GIVE = "give a tokenizer.json, a SentencePiece .model or a .tiktoken file"
+
+
+def read_tokenizer_file(path: str, pattern: str = "") -> str | bytes:
+    """Contents of a tokenizer.json (as it is, or made of a .tiktoken file) or of a SentencePiece .model (bytes), checked to
+    be one; DataError otherwise."""
+    file = Path(path).expanduser()
+    tiktoken = file.suffix == ".tiktoken"
+    if tiktoken and not pattern:
+        raise DataError(
+            f"tokenizer.pattern is empty: {path} does not say how text is split into words; give one of "
+            f"{', '.join(PATTERNS)}"
+        )
+    if pattern and not tiktoken:
+        raise DataError(f"tokenizer.pattern = {pattern!r} has no effect on {path}, which has its own: leave it empty")
+    try:
+        if tiktoken:
+            return read_tiktoken(file, pattern)
+        if file.suffix == ".model":
+            data = file.read_bytes()
+            _sentencepiece(data)
+            return data
+        text = file.read_text(encoding="utf-8")
+        tokenizers.Tokenizer.from_str(text)
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"tokenizer.path = {path}: cannot read it ({error.strerror}); {_GIVE}") from error
     except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
-        raise DataError(f"tokenizer.path = {path}: not a tokenizer.json ({error})") from error
+        kind = "SentencePiece .model" if file.suffix == ".model" else "tokenizer.json"
+        raise DataError(f"tokenizer.path = {path}: not a {kind} ({error})") from error
     return text
+
+
+def _sentencepiece(data: bytes) -> Any:
+    import sentencepiece  # only needed for this format
+
+    return sentencepiece.SentencePieceProcessor(model_proto=data)
 
 
 def _find_eod(model: tokenizers.Tokenizer) -> tuple[int, int]:
@@ -220,10 +367,12 @@ def _find_eod(model: tokenizers.Tokenizer) -> tuple[int, int]:
 
 
 def _pieces(text: str) -> list[str]:
-    """The text cut after line ends into pieces of at least PIECE_CHARACTERS; the pieces joined are the text."""
+    """The text in pieces of at least PIECE_CHARACTERS; the pieces joined are the text. It is cut between a letter and a
+    blank, where every pattern has a border, so the ids are those of the whole."""
     pieces, start = [], 0
     while len(text) - start > PIECE_CHARACTERS:
-        end = text.find("\n", start + PIECE_CHARACTERS) + 1 or len(text)
+        found = _BORDER.search(text, start + PIECE_CHARACTERS)
+        end = found.end() if found else len(text)
         pieces.append(text[start:end])
         start = end
     pieces.append(text[start:])

@@ -51,9 +51,11 @@ def bring(recipe: Recipe, checkpoint: Path, state: Mapping[str, Any], target: Pa
     if corpus is None:
         return {}, f"no tokenizer ({recipe.data.home} has none)" if trained else "no tokenizer (none was imported)"
     ids = {"bos_token_id": corpus.eod, "eos_token_id": corpus.eod}
-    (target / "tokenizer.json").write_text(corpus.huggingface_json(), encoding="utf-8")
+    files, reader = corpus.huggingface_files()
+    for name, content in files.items():
+        (target / name).write_bytes(content)
     about = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": reader,
         "eos_token": corpus.eod_text,
         "model_max_length": recipe.model.max_sequence,
         "clean_up_tokenization_spaces": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ SPLITS = {"train": TRAIN, "validation": VALIDATION}
 def encode_part(job: Job, part: Part, report: Report) -> None:
     """Writes the part's shards and, in `shards.json`, what the manifest will say of them."""
     place, corpus = job.place, job.corpus
-    tokenizer, columns = Tokenizer.load(place.settled / TOKENIZER_DIRECTORY), read_settled(job).columns
+    tokenizer, columns = _tokenizer(place.settled / TOKENIZER_DIRECTORY), read_settled(job).columns
     fate = np.load(place.settled / f"{part.number:05d}.npy")
     cleaned = place.cleaned(job.stages - 1, part.number)
     sizes = np.load(cleaned / "sizes.npy")
@@ -47,6 +48,16 @@ def encode_part(job: Job, part: Part, report: Report) -> None:
                 report(sum(held), sum(map(len, tokens)))
             splits = {split: [asdict(shard) for shard in writers[own].finish().shards] for split, own in SPLITS.items()}
         (directory / "shards.json").write_text(json.dumps(splits), encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _load(directory: Path, changed: int) -> Tokenizer:
+    return Tokenizer.load(directory)
+
+
+def _tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer, with the words that it has learnt from the parts before."""
+    return _load(directory, directory.stat().st_mtime_ns)
 
 
 def read_splits(directory: Path) -> dict[str, Split]:

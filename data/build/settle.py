@@ -27,6 +27,9 @@ from data.tokenizers import TOKENIZER_DIRECTORY, make_tokenizer
 SAMPLE_BYTES = 64 << 20
 """UTF-8 bytes of text that a tokenizer is trained on at most. More changes the merges of a small vocabulary little."""
 
+CHECK_BYTES = 1 << 20
+"""The same for a tokenizer that is given: text on which two ways to encode are compared."""
+
 TRAIN, VALIDATION = 1, 2
 """What becomes of a document (0 = dropped), in `settled/00012.npy`, uint8 [documents]."""
 
@@ -79,7 +82,8 @@ def settle(job: Job, tokenizer: TokenizerConfig, parts: Sequence[Part]) -> None:
         cuts = np.cumsum([len(part) for part in hashes])
         for part, own in zip(parts, np.split(fate, cuts[:-1]), strict=True):
             np.save(directory / f"{part.number:05d}.npy", own)
-        sample = _sample(job, parts, whole, sizes, fate, cuts) if tokenizer.trained else []
+        most = SAMPLE_BYTES if tokenizer.trained else CHECK_BYTES
+        sample = _sample(job, parts, whole, sizes, fate, cuts, most)
         make_tokenizer(tokenizer, sample).save(directory / TOKENIZER_DIRECTORY)
         bad = sum((Counter(about["bad"]) for about in abouts[0]), Counter())
         about = {
@@ -138,12 +142,18 @@ def _too_few(corpus: CorpusConfig, documents: int, skipped: Counter[str], abouts
 
 
 def _sample(
-    job: Job, parts: Sequence[Part], hashes: np.ndarray, sizes: np.ndarray, fate: np.ndarray, cuts: np.ndarray
+    job: Job,
+    parts: Sequence[Part],
+    hashes: np.ndarray,
+    sizes: np.ndarray,
+    fate: np.ndarray,
+    cuts: np.ndarray,
+    most: int,
 ) -> list[str]:
-    """Texts of training documents in order of hash, up to SAMPLE_BYTES (but two at least)."""
+    """Texts of training documents in order of hash, up to `most` bytes (but two at least)."""
     training = np.flatnonzero(fate == TRAIN)
     training = training[np.lexsort((hashes[training, 1], hashes[training, 0]))]
-    fits = max(2, int(np.searchsorted(np.cumsum(sizes[training]), SAMPLE_BYTES, side="right")))
+    fits = max(2, int(np.searchsorted(np.cumsum(sizes[training]), most, side="right")))
     chosen = training[:fits]
     texts: dict[int, str] = {}
     start = 0
