@@ -37,7 +37,7 @@ PIECE_CHARACTERS = 1 << 20
 
 _BORDER = re.compile("[A-Za-z](?= )")
 
-_CHECKED_CHARACTERS = 1 << 20  # of real text, on which both ways to encode must agree before the fast one is used
+_CHECKED_CHARACTERS = 1 << 18  # of real text, on which both ways to encode must agree before the fast one is used
 
 
 class Tokenizer:
@@ -47,7 +47,7 @@ class Tokenizer:
     special_tokens: names that get ids of their own, unless the vocabulary has them. fast: how documents are encoded; `""` as
     any text, `words` by looking words up (`data.words`), `tiktoken` the same with new words encoded by tiktoken.
 
-    vocab_size: number of ids, `eod` and special tokens included.
+    vocab_size: number of ids, `eod` and special tokens included; vocabulary_size: without those of our own.
     eod: the end-of-document id. `encode` never returns it; whoever joins documents puts it after each.
     fingerprint: hash of everything that decides the ids.
     """
@@ -69,6 +69,7 @@ class Tokenizer:
             self._model.no_truncation()
             self._model.no_padding()
             self.eod, size = _find_eod(self._model)
+        self.vocabulary_size = size
         self._special: dict[str, int] = {}
         for name in self.special_tokens:
             found = self._id_of(name)
@@ -116,7 +117,7 @@ class Tokenizer:
             return WordEncoder(lambda text: self.encode(text).tolist(), pattern, self.eod, self.dtype)
         import tiktoken
 
-        ranks = ranks_of(self._content, check=False)
+        ranks = ranks_of(self._content)
         assert ranks
         # Without special tokens: text can make none.
         encoding = tiktoken.Encoding("triaxis", pat_str=PATTERNS[pattern][1], mergeable_ranks=ranks, special_tokens={})
@@ -126,6 +127,25 @@ class Tokenizer:
     def dtype(self) -> np.dtype:
         """The smallest of uint16 and uint32 that holds every id; how shards store tokens."""
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    def find_fast_way(self, sample: Sequence[str]) -> None:
+        """Sets `fast` to the fastest way that there is and that gives the same ids on the sample."""
+        self.fast = ""
+        if not isinstance(self._content, str) or pattern_of(self._content) is None:
+            return
+        texts: list[str] = []
+        for text in sample:
+            texts.append(text[:_CHECKED_CHARACTERS])
+            if sum(map(len, texts)) > _CHECKED_CHARACTERS:
+                break
+        expected = self.encode_batch(texts)
+        for way in ("tiktoken", "words") if ranks_of(self._content, self._model) else ("words",):
+            self.fast = way
+            self.__dict__.pop("_words", None)
+            found = self.encode_documents(texts)
+            if all(np.array_equal(one[:-1], other) for one, other in zip(found, expected, strict=True)):
+                return
+        self.fast = ""
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of the text, int64 [tokens], without `eod`. DataError for text that is not Unicode (lone surrogates)."""
@@ -262,36 +282,13 @@ def make_tokenizer(config: TokenizerConfig, sample: Sequence[str]) -> Tokenizer:
     else:
         model = read_tokenizer_file(config.path, config.pattern)
     tokenizer = Tokenizer(config.kind, model, config.special_tokens)
-    own = Tokenizer(config.kind, model).vocab_size
-    if not config.trained and config.vocab_size not in (0, own):
+    if not config.trained and config.vocab_size not in (0, tokenizer.vocabulary_size):
         raise DataError(
-            f"tokenizer.vocab_size = {config.vocab_size}, but {config.path} has {own} ids "
+            f"tokenizer.vocab_size = {config.vocab_size}, but {config.path} has {tokenizer.vocabulary_size} ids "
             "(end-of-document included): set it to 0 or to that number"
         )
-    return _fast_if_equal(tokenizer, model, sample)
-
-
-def _fast_if_equal(tokenizer: Tokenizer, model: str | bytes, sample: Sequence[str]) -> Tokenizer:
-    """The tokenizer by the fastest way that there is for it and that gives the same ids on the sample."""
-    if not isinstance(model, str) or pattern_of(model) is None:
-        return tokenizer
-    for way in ("tiktoken", "words") if ranks_of(model) else ("words",):
-        fast = Tokenizer(tokenizer.kind, model, tokenizer.special_tokens, fast=way)
-        if _same_ids(tokenizer, fast, sample):
-            return fast
+    tokenizer.find_fast_way(sample)
     return tokenizer
-
-
-def _same_ids(tokenizer: Tokenizer, fast: Tokenizer, sample: Sequence[str]) -> bool:
-    size = 0
-    for text in sample:
-        if size > _CHECKED_CHARACTERS:
-            break
-        text = text[:PIECE_CHARACTERS]
-        if not np.array_equal(fast.encode_documents([text])[0][:-1], tokenizer.encode(text)):
-            return False
-        size += len(text)
-    return True
 
 
 def tokenizer_spec(config: TokenizerConfig) -> dict[str, Any]:

@@ -171,9 +171,9 @@ def pattern_of(model_json: str) -> str | None:
     return _pattern_of(body.get("pre_tokenizer")) if plain_text and not body["model"].get("dropout") else None
 
 
-def ranks_of(model_json: str, check: bool = True) -> dict[bytes, int] | None:
+def ranks_of(model_json: str, maker: tokenizers.Tokenizer | None = None) -> dict[bytes, int] | None:
     """The ids of byte strings with which tiktoken gives the same ids as a byte-level `tokenizer.json`; None where it would
-    not. check: whether that is looked at, or known.
+    not. maker: the tokenizer of that file, to look whether it would; None where that is known.
 
     tiktoken merges by rank, which is the id, any two neighbours that make a token: so ids must ascend along the merges,
     and each token must be what its own merges make of it.
@@ -188,18 +188,17 @@ def ranks_of(model_json: str, check: bool = True) -> dict[bytes, int] | None:
     if any(character not in byte_of for token in own for character in token):
         return None
     ranks = {bytes(byte_of[character] for character in token): rank for token, rank in own.items()}
-    return ranks if not check or _merges_by_rank(model_json, model, own) else None
+    return ranks if maker is None or _merges_by_rank(maker, model, own) else None
 
 
-def _merges_by_rank(model_json: str, model: dict[str, Any], own: dict[str, int]) -> bool:
+def _merges_by_rank(maker: tokenizers.Tokenizer, model: dict[str, Any], own: dict[str, int]) -> bool:
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     made = [own.get("".join(merge), -1) for merge in merges]
     if -1 in made or any(one >= other for one, other in itertools.pairwise(made)) or len(made) != len(own) - 256:
         return False
     if any(spelt not in own for spelt in spelling()):
         return False
-    maker = tokenizers.Tokenizer.from_str(model_json).model
-    return bool(model.get("ignore_merges")) or all(len(maker.tokenize(token)) == 1 for token in own)
+    return bool(model.get("ignore_merges")) or all(len(maker.model.tokenize(token)) == 1 for token in own)
 
 
 def _pattern_of(splitter: dict[str, Any] | None) -> str | None:

@@ -114,7 +114,8 @@ class WordEncoder:
         self._starts, self._counts = np.zeros(1 << 12, np.int64), np.zeros(1 << 12, np.int64)
         self._ids = np.zeros(1 << 14, dtype)
         self._used = 0
-        self._remember(bytes([_END]), [eod])
+        key = np.array([_END, 0], np.uint64)
+        self._place(self._remember(bytes([_END]), [eod]), int(_slots(key[:1], key[1:])[0]), key)
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text with `eod` behind them; DataError for text that is not Unicode (lone surrogates)."""
@@ -165,22 +166,25 @@ class WordEncoder:
             entries[left] = found
             left = left[(found >= 0) & ((self._first[found] != first[left]) | (self._second[found] != second[left]))]
         entries[lengths > 16] = -1
-        self._learn(data, begins, lengths, entries)
+        self._learn(data, begins, entries, slots, np.stack([first, second], axis=1))
         return entries
 
-    def _learn(self, data: bytes, begins: np.ndarray, lengths: np.ndarray, entries: np.ndarray) -> None:
+    def _learn(self, data: bytes, begins: np.ndarray, entries: np.ndarray, slots: np.ndarray, keys: np.ndarray) -> None:
         """Fills the gaps in `entries`. Words that are not remembered get entries behind those that are, which hold until
         the next batch."""
         passing: dict[bytes, list[int]] = {}
         wanted: list[tuple[int, bytes]] = []
-        for word in np.flatnonzero(entries < 0).tolist():
-            start = int(begins[word])
-            text = data[start : start + int(lengths[word])]
+        unknown = np.flatnonzero(entries < 0)
+        stops = np.append(begins, len(data))[unknown + 1].tolist()
+        for word, start, stop in zip(unknown.tolist(), begins[unknown].tolist(), stops, strict=True):
+            text = data[start:stop]
             entry = self._known.get(text, -1)
             if entry < 0 and text not in passing:
                 ids = self._encode(text.decode())
                 if len(text) <= LONGEST and len(self._known) < MOST_WORDS:
                     entry = self._remember(text, ids)
+                    if len(text) <= 16:
+                        self._place(entry, int(slots[word]), keys[word])
                 else:
                     passing[text] = ids
             if entry < 0:
@@ -197,14 +201,14 @@ class WordEncoder:
         """Makes a word known; returns its entry."""
         entry = self._known[text] = len(self._known)
         self._used = self._write(entry, self._used, ids)
-        if len(text) <= 16:
-            key = np.frombuffer(text.ljust(16, b"\0"), np.uint64)
-            slot = int(_slots(key[:1], key[1:])[0])
-            while self._entry_of[slot] >= 0:
-                slot = (slot + 1) & _LAST_SLOT
-            self._entry_of[slot] = entry
-            self._first[entry], self._second[entry] = key
         return entry
+
+    def _place(self, entry: int, slot: int, key: np.ndarray) -> None:
+        """Puts an entry in the table, in the first empty slot from the given one on."""
+        while self._entry_of[slot] >= 0:
+            slot = (slot + 1) & _LAST_SLOT
+        self._entry_of[slot] = entry
+        self._first[entry], self._second[entry] = key
 
     def _write(self, entry: int, place: int, ids: list[int]) -> int:
         """Puts the ids of an entry at a place; returns the place behind them."""

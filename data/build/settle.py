@@ -27,7 +27,7 @@ from data.tokenizers import TOKENIZER_DIRECTORY, make_tokenizer
 SAMPLE_BYTES = 64 << 20
 """UTF-8 bytes of text that a tokenizer is trained on at most. More changes the merges of a small vocabulary little."""
 
-CHECK_BYTES = 1 << 20
+CHECK_BYTES = 1 << 19
 """The same for a tokenizer that is given: text on which two ways to encode are compared."""
 
 TRAIN, VALIDATION = 1, 2
