@@ -60,8 +60,8 @@ class UrlsConfig:
 class _Urls:
     def __init__(self, config: UrlsConfig) -> None:
         self.config = config
-        self.block = AddressList([*config.block, *_lines(config.block_files, "block_files")])
-        self.allow = AddressList([*config.allow, *_lines(config.allow_files, "allow_files")])
+        self.block = AddressList([*config.block, *read_entries(config.block_files, "step urls, block_files")])
+        self.allow = AddressList([*config.allow, *read_entries(config.allow_files, "step urls, allow_files")])
         self.only_allowed = bool(config.allow or config.allow_files)
 
     def __call__(self, documents: Sequence[Document]) -> list[Outcome]:
@@ -116,14 +116,15 @@ def host_and_path(url: str) -> tuple[str, str]:
     return host.strip("."), parts.path + (f"?{parts.query}" if parts.query else "")
 
 
-def _lines(files: Iterable[str], option: str) -> list[str]:
+def read_entries(files: Iterable[str], option: str) -> list[str]:
+    """Entries of lists in files, one a line, without comments. option: what messages call the list."""
     found: list[str] = []
     for file in files:
         try:
             text = Path(file).expanduser().read_text("utf-8", "replace")
         except OSError as error:
             raise DataError(
-                f"corpus.clean: step urls, {option} = {file!r}: cannot be read ({error.strerror}); correct the path"
+                f"corpus.clean: {option} = {file!r}: cannot be read ({error.strerror}); correct the path"
             ) from None
         found += [entry for line in text.splitlines() if (entry := line.partition("#")[0].strip())]
     return found

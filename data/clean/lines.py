@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
+from data.clean.addresses import read_entries
 from data.clean.base import Dropped, Outcome, Seams, Step, Trimmed, kept
 from data.config import DataError
 from data.document import Document
@@ -20,6 +21,7 @@ POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")  # Wikipedia's marks
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+|[^.!?]+$")
 _BOILERPLATE = re.compile("|".join(("javascript", *POLICIES)), re.IGNORECASE)
+_WORD = re.compile(r"\w+")
 _ELLIPSIS = ("...", "\u2026")
 
 
@@ -94,10 +96,18 @@ class C4Config:
     min_sentences: int = 3
     """Drop pages that have fewer sentences once their lines are dropped. A sentence ends with . ! or ?"""
 
+    banned_words: str = ""
+    """A file of words or phrases, one a line; pages with one of them are dropped. C4 took a public list of dirty words."""
+
     def __post_init__(self) -> None:
         for option in ("min_words", "max_word_characters", "min_sentences"):
             if getattr(self, option) < 0:
                 raise DataError(f"{option} = {getattr(self, option)}: it must be at least 0")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Files whose contents decide the result."""
+        return (self.banned_words,) if self.banned_words else ()
 
     def make(self, seams: Seams) -> Step:
         return _C4(self)
@@ -154,6 +164,10 @@ class _C4:
         self.config = config
         rules = (config.terminal, config.min_words, config.max_word_characters, config.boilerplate)
         self.lines = _Lines(LinesConfig(*rules)) if any(rules) else None
+        entries = read_entries([config.banned_words], "step c4, banned_words") if config.banned_words else []
+        phrases = [" ".join(_WORD.findall(entry.lower())) for entry in entries]
+        self.words = frozenset(phrase for phrase in phrases if phrase and " " not in phrase)
+        self.phrases = [f" {phrase} " for phrase in phrases if " " in phrase]
 
     def __call__(self, documents: Sequence[Document]) -> list[Outcome]:
         return [self._one(document) for document in documents]
@@ -164,6 +178,8 @@ class _C4:
             return Dropped(document, "curly bracket")
         if rules.lorem_ipsum and "lorem ipsum" in text.lower():
             return Dropped(document, "lorem ipsum")
+        if banned := self._banned(text):
+            return Dropped(document, "banned word", banned)
         bare = _CITATION.sub("", text) if rules.citations else text
         found = document if bare == text else replace(document, text=bare)
         outcome = self.lines.one(found) if self.lines else found
@@ -172,6 +188,17 @@ class _C4:
         if (sentences := sentence_count(kept(outcome).text)) < rules.min_sentences:
             return Dropped(document, "few sentences", str(sentences))
         return outcome
+
+    def _banned(self, text: str) -> str:
+        """The first banned word or phrase, in alphabetical order; nothing where there is none."""
+        if not (self.words or self.phrases):
+            return ""
+        words = _WORD.findall(text.lower())
+        found = self.words.intersection(words)
+        if self.phrases:
+            joined = f" {' '.join(words)} "
+            found = found.union(phrase.strip() for phrase in self.phrases if phrase in joined)
+        return min(found, default="")
 
 
 def sentence_count(text: str) -> int:

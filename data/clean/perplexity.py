@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from data.clean.base import Dropped, Outcome, Seams, Step, with_columns
+from data.clean.base import Dropped, Outcome, Scorer, Seams, Step, with_columns
 from data.config import DataError
 from data.document import Document
 
@@ -66,8 +68,9 @@ class PerplexityConfig:
 
 class _Perplexity:
     def __init__(self, config: PerplexityConfig, seams: Seams) -> None:
-        assert seams.scorer
-        self.scorer = seams.scorer(config.run, config.tokens)
+        if not Path(config.run).expanduser().exists():
+            raise DataError(f"corpus.clean: step perplexity, run = {config.run!r}: no such directory; correct the path")
+        self.config, self.seams = config, seams
         self.limits = [
             (column, low, high or np.inf)
             for column, low, high in (
@@ -76,8 +79,14 @@ class _Perplexity:
             )
         ]
 
+    @cached_property
+    def _scorer(self) -> Scorer:
+        """Loaded where it is first used: a process that only decides needs no model."""
+        assert self.seams.scorer
+        return self.seams.scorer(self.config.run, self.config.tokens)
+
     def __call__(self, documents: Sequence[Document]) -> list[Outcome]:
-        scores = self.scorer([document.text for document in documents])
+        scores = self._scorer([document.text for document in documents])
         perplexity = np.exp(np.minimum(scores.nats / np.maximum(scores.tokens, 1), _MAX_NATS))
         bits = scores.nats / np.log(2) / np.maximum(scores.bytes, 1)
         return [

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from data.clean.base import SAMPLES_PER_REASON, Decision, Dropped, Seams, Tally, Trimmed, configure, tally
 from data.clean.pipeline import Pipeline, Stage
+from data.clean.show import details, table
 from data.clean.steps import STEPS, parse
 from data.config import DataError
 from data.document import Document
@@ -175,3 +176,15 @@ def test_a_filter_on_a_column_that_no_document_has_is_a_mistake():
         Pipeline([{"step": "filter", "where": "m > 1"}]).clean(made_up(3))
     some = [Document("x", "s", "p", 0, {"n": 3}), Document("x", "s", "p", 1)]
     assert Pipeline([{"step": "filter", "where": "n > 1"}]).clean(some)[0] == some[:1]
+
+
+def test_what_was_done_is_told_to_a_person():
+    documents = [Document(f"text {row}\nsecond", "s", "dir/p", row) for row in range(10)]
+    found = tally("rules", documents, [outcome(document) for document in documents])
+    lines = table([found, Tally("rest")]).split("\n")
+    assert lines[0].split() == ["step", "before", "after", "kept", "characters", "kept", "changed"]
+    assert lines[1].split() == ["rules", "10", "6", "60.0%", f"{found.characters_after / 130:.1%}", "4"]
+    assert lines[2].split() == ["rest", "0", "0", "-", "-", "0"] and table([]) == "no cleaning steps"
+    told = details(replace(found, note="a note"), examples=1)
+    assert told.startswith("rules: a note\n  2 documents: reason 0\n    dir/p, row ")
+    assert "  2 lines: first line\n    dir/p, row " in told and "'text" in told and len(told.split("\n")) == 7

@@ -112,6 +112,18 @@ def test_c4_drops_pages(text, reason):
     assert reasons([{"step": "c4"}], text) == ({reason: 1} if reason else {})
 
 
+def test_c4_drops_pages_with_banned_words(tmp_path):
+    file = tmp_path / "words"
+    file.write_text("Rude\nvery bad\n# nothing\n")
+    step = {"step": "c4", "terminal": False, "min_words": 0, "min_sentences": 0, "banned_words": str(file)}
+    texts = ["so RUDE!", "it is very, bad", "it is bad, very", "rudely nothing"]
+    left, (tally,) = clean([step], *(Document(text, "s", "p", row) for row, text in enumerate(texts)))
+    assert [document.row for document in left] == [2, 3] and tally.reasons == {"banned word": 2}
+    assert {sample.detail for sample in tally.samples} == {"rude", "very bad"}
+    with pytest.raises(DataError, match="step c4, banned_words = 'nowhere': cannot be read"):
+        clean([{**step, "banned_words": "nowhere"}])
+
+
 def test_c4_with_rules_switched_off():
     off = {"terminal": False, "min_words": 0, "max_word_characters": 0, "boilerplate": False, "citations": False}
     pages = {"curly_brackets": False, "lorem_ipsum": False, "min_sentences": 0}

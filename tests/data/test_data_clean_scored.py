@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,20 +91,26 @@ def test_test_sets_that_cannot_serve_are_refused(tmp_path):
 
 
 def letters(run: str, tokens: int):
-    """A language model for which every letter costs its place in the alphabet in bits; the run's name is an offset."""
+    """A language model for which every letter costs its place in the alphabet in bits; the run's file holds an offset."""
+    offset = float(Path(run).read_text())
 
     def score(texts):
         read = [text[: tokens or None] for text in texts]
-        bits = np.array([sum(ord(letter) - ord("a") + float(run) for letter in text) for text in read])
+        bits = np.array([sum(ord(letter) - ord("a") + offset for letter in text) for text in read])
         sizes = np.array([len(text) for text in read])
         return Scores(bits * np.log(2), sizes, sizes)
 
     return score
 
 
-def test_documents_are_scored_and_cut_by_limits():
+def run_of(directory: Path, offset: float) -> str:
+    (directory / "run").write_text(str(offset))
+    return str(directory / "run")
+
+
+def test_documents_are_scored_and_cut_by_limits(tmp_path):
     documents = [Document(text, "s", "p", row) for row, text in enumerate(["aaaa", "bbcc", "zzzz", "aaaazzzz"])]
-    step = {"step": "perplexity", "run": "1", "tokens": 4}
+    step = {"step": "perplexity", "run": run_of(tmp_path, 1), "tokens": 4}
     left, (tally,) = Pipeline([{**step, "max_perplexity": 100}], Seams(letters)).clean(documents)
     assert [document.row for document in left] == [0, 1, 3], "four tokens of the last one are read"
     assert [document.columns["bits_per_byte"] for document in left] == pytest.approx([1, 2.5, 1])
@@ -113,11 +120,11 @@ def test_documents_are_scored_and_cut_by_limits():
     assert tally.reasons == {"bits_per_byte < 2": 2}
 
 
-def test_a_share_of_the_corpus_is_cut_by_quantiles():
+def test_a_share_of_the_corpus_is_cut_by_quantiles(tmp_path):
     draw = random.Random(2)
     documents = [Document(chr(97 + draw.randrange(26)), "s", "p", row, {"mine": None}) for row in range(101)]
     steps = [
-        {"step": "perplexity", "run": "0"},
+        {"step": "perplexity", "run": run_of(tmp_path, 0)},
         {"step": "quantile", "column": "bits_per_byte", "low": 0.1, "high": 0.8},
     ]
     left, (_, tally) = Pipeline(steps, Seams(letters)).clean(documents)
@@ -132,6 +139,11 @@ def test_a_share_of_the_corpus_is_cut_by_quantiles():
     assert [document.row for document in kept] == [0, 1, 3]
     kept, _ = Pipeline([{"step": "quantile", "column": "n", "low": 0.5}]).clean(some)
     assert [document.row for document in kept] == [0, 3]
+
+
+def test_a_run_that_is_not_there_is_told_before_anything_is_read():
+    with pytest.raises(DataError, match="step perplexity, run = 'nowhere': no such directory"):
+        _ = Pipeline([{"step": "perplexity", "run": "nowhere"}], Seams(letters)).stages
 
 
 @pytest.mark.parametrize(
