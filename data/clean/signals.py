@@ -5,7 +5,7 @@ RedPajama-V2 (Weber et al. 2024, arXiv 2411.12372). Where these leave open what 
 
 - a token is a run of anything but white space; a word is a run of letters, marks and digits without regard to case
   (`data.clean.words`); a line is what stands between line ends, stripped, and empty ones do not count; a paragraph is a
-  run of lines without an empty one between them;
+  run of such lines without an empty one between them, and its characters are those of its lines;
 - shares are 0 where there is nothing to share;
 - an n-gram is n words in a row; its characters are those of its words. `top_ngram`: occurrences times characters of the
   most frequent one, of all words' characters, at most 1, and 0 where none occurs twice; `duplicate_ngrams`: characters of
@@ -17,13 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 
 from data.clean.base import Outcome, Seams, Step, with_columns
 from data.clean.repeats import duplicate_lines, duplicate_paragraphs, entropy_and_kinds, repeated_ngrams
-from data.clean.words import DIGIT, LETTER, SINGLE, SPACE, Texts, Words, word_hashes
+from data.clean.words import DIGIT, LETTER, SINGLE, SPACE, Lines, Texts, Tokens, Words, word_hashes
 from data.config import DataError
 from data.document import Document
 
@@ -117,65 +118,50 @@ class _Signals:
 def signals(texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Every signal of every text: name -> int64 or float64 [texts]."""
     batch = Texts(texts)
-    words, tokens = Words(batch), _Tokens(batch)
+    words, tokens = Words(batch), Tokens(batch)
     found = {**_of_characters(batch, tokens), **_of_lines(batch, tokens), **_of_words(texts, words)}
     return {name: found[name] for name in SIGNALS}
 
 
-class _Tokens:
-    """Runs of anything but white space. starts, ends: int64 [T]; text: int64 [T]; per_text: int64 [texts]."""
-
-    def __init__(self, batch: Texts) -> None:
-        borders = np.flatnonzero(np.diff(batch.kinds != SPACE, prepend=False))  # a batch ends with a line end
-        self.starts, self.ends = borders[::2], borders[1::2]
-        self.text = batch.which(self.starts)
-        self.per_text = np.bincount(self.text, minlength=batch.count)
-
-
-def _of_characters(batch: Texts, tokens: _Tokens) -> dict[str, np.ndarray]:
+def _of_characters(batch: Texts, tokens: Tokens) -> dict[str, np.ndarray]:
     """Signals of single characters and of tokens."""
-    per_text = _Counter(batch)
     letter = (batch.kinds == LETTER) | (batch.kinds == SINGLE)
-    codes = batch.codes
-    letters, uppers = _running(letter), _running(batch.upper)
-    in_token = letters[tokens.ends] - letters[tokens.starts]
-    capital = (in_token > 0) & (uppers[tokens.ends] - uppers[tokens.starts] == in_token)
-    visible = per_text.of_running(_running(batch.kinds != SPACE))
-    letter_count = per_text.of_running(letters)
+    codes, upper = batch.codes, batch.upper
+    # 1 for a letter, 2 for one in upper case: what a token's letters are, and white space adds nothing
+    cases = letter.view(np.uint8) + upper.view(np.uint8)
+    of_token = np.bitwise_or.reduceat(cases, tokens.starts) if len(tokens.starts) else cases[:0]
+    visible, letters = _per_text(batch, batch.kinds != SPACE), _per_text(batch, letter)
     counts = np.diff(batch.begins) - 1
-    dots = _run_starts(codes == ord("."), 3)
+    ellipses = _per_text(batch, codes == 0x2026) + _count(
+        batch.which(_threes(np.flatnonzero(codes == ord(".")))), batch
+    )
     return {
         "character_count": counts,
         "token_count": tokens.per_text,
-        "sentence_count": per_text(_sentence_ends(batch)),
+        "sentence_count": _count(batch.which(_sentence_ends(batch)), batch),
         "mean_token_length": share(visible, tokens.per_text),
-        "hash_ratio": share(per_text(codes == ord("#")), tokens.per_text),
-        "ellipsis_ratio": share(per_text(codes == 0x2026) + per_text.of_positions(dots), tokens.per_text),
-        "alphabetic_token_share": share(_count(tokens.text[in_token > 0], batch), tokens.per_text),
-        "capital_token_share": share(_count(tokens.text[capital], batch), tokens.per_text),
-        "uppercase_share": share(per_text.of_running(uppers), letter_count),
-        "letter_share": share(letter_count, visible),
-        "digit_share": share(per_text(batch.kinds == DIGIT), visible),
-        "curly_bracket_share": share(per_text((codes == ord("{")) | (codes == ord("}"))), counts),
+        "hash_ratio": share(_per_text(batch, codes == ord("#")), tokens.per_text),
+        "ellipsis_ratio": share(ellipses, tokens.per_text),
+        "alphabetic_token_share": share(_count(tokens.text[of_token > 0], batch), tokens.per_text),
+        "capital_token_share": share(_count(tokens.text[of_token == 2], batch), tokens.per_text),
+        "uppercase_share": share(_per_text(batch, upper), letters),
+        "letter_share": share(letters, visible),
+        "digit_share": share(_per_text(batch, batch.kinds == DIGIT), visible),
+        "curly_bracket_share": share(_per_text(batch, (codes == ord("{")) | (codes == ord("}"))), counts),
     }
 
 
-def _of_lines(batch: Texts, tokens: _Tokens) -> dict[str, np.ndarray]:
+def _of_lines(batch: Texts, tokens: Tokens) -> dict[str, np.ndarray]:
     """Signals of lines and paragraphs."""
-    line_ends = np.flatnonzero(batch.codes == ord("\n"))
-    number = np.searchsorted(line_ends, tokens.starts)  # of the line that holds each token
-    first = np.flatnonzero(np.diff(number, prepend=-1))
-    last = np.append(first[1:], len(number)) - 1
-    last = last[: len(first)]
-    starts, ends, text, number = tokens.starts[first], tokens.ends[last], tokens.text[first], number[first]
+    found = Lines(batch, tokens)
+    text, ends = found.text, found.ends
     count = _count(text, batch)
-    begin, end = batch.codes[starts], batch.codes[ends - 1]
+    begin, end = batch.codes[found.starts], batch.codes[ends - 1]
     ellipsis = end == 0x2026
-    ellipsis |= (ends - starts >= 3) & np.logical_and.reduce(
+    ellipsis |= (ends - found.starts >= 3) & np.logical_and.reduce(
         [batch.codes[ends - back] == ord(".") for back in (1, 2, 3)]
     )
-    lines = duplicate_lines(batch, starts, ends, text)
-    paragraphs = duplicate_paragraphs(batch, starts, ends, text, number)
+    lines, paragraphs = duplicate_lines(found, batch.count), duplicate_paragraphs(found, batch.count)
     return {
         "line_count": count,
         "bullet_line_share": share(_count(text[_is_one_of(begin, BULLETS)], batch), count),
@@ -217,58 +203,35 @@ def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
 
 
-class _Counter:
-    """Counts by text of what is marked at characters."""
-
-    def __init__(self, batch: Texts) -> None:
-        self.begins = batch.begins
-
-    def __call__(self, marked: np.ndarray) -> np.ndarray:
-        """marked: bool [N] -> int64 [texts]."""
-        return self.of_positions(np.flatnonzero(marked))
-
-    def of_positions(self, positions: np.ndarray) -> np.ndarray:
-        """positions: sorted int64 -> int64 [texts]."""
-        return np.diff(np.searchsorted(positions, self.begins))
-
-    def of_running(self, running: np.ndarray) -> np.ndarray:
-        """running: counts before each character, [N + 1] -> int64 [texts]."""
-        return np.diff(running[self.begins]).astype(np.int64)
+def _per_text(batch: Texts, marked: np.ndarray) -> np.ndarray:
+    """How many characters of each text are marked: bool [N] -> int64 [texts]."""
+    begins = batch.begins.tolist()
+    return np.array([np.count_nonzero(marked[a:b]) for a, b in pairwise(begins)], dtype=np.int64)
 
 
 def _count(text: np.ndarray, batch: Texts) -> np.ndarray:
     return np.bincount(text, minlength=batch.count)
 
 
-def _running(marked: np.ndarray) -> np.ndarray:
-    found = np.zeros(len(marked) + 1, dtype=np.int32)
-    np.cumsum(marked, out=found[1:])
-    return found
-
-
 def _is_one_of(codes: np.ndarray, letters: str) -> np.ndarray:
     return np.isin(codes, np.array([ord(letter) for letter in letters], dtype=codes.dtype))
 
 
-def _run_starts(marked: np.ndarray, length: int) -> np.ndarray:
-    """Positions where each `length` of a run of marked characters is complete: str.count without overlap."""
-    borders = np.flatnonzero(np.diff(marked, prepend=False))
-    starts, ends = borders[::2], borders[1::2]
-    times = (ends - starts) // length
-    return np.repeat(starts, times)
+def _threes(at: np.ndarray) -> np.ndarray:
+    """Positions at which three in a row of the positions begin, without overlap, as str.count counts."""
+    first = np.flatnonzero(np.diff(at, prepend=-2) > 1)
+    lengths = np.diff(np.append(first, len(at)))
+    return np.repeat(at[first], lengths // 3)
 
 
 def _sentence_ends(batch: Texts) -> np.ndarray:
+    """Positions of the last mark of each sentence."""
     end = np.zeros(len(batch.codes), dtype=bool)
     for letter in SENTENCE_ENDS:
         end |= batch.codes == ord(letter)
     at = np.flatnonzero(end)  # never the last character, which is a line end
-    following = batch.kinds[at + 1]
     wide = batch.codes[at] >= 0x3000  # scripts without spaces go on at once
-    return_at = at[(~end[at + 1]) & ((following < LETTER) | wide)]
-    found = np.zeros(len(end), dtype=bool)
-    found[return_at] = True
-    return found
+    return at[~end[at + 1] & ((batch.kinds[at + 1] < LETTER) | wide)]
 
 
 @cache

@@ -63,11 +63,6 @@ class Texts:
         """Running sum over characters without regard to case, uint64 [N + 1], for `hashes`."""
         return _running_sum(_tables()[1].take(self.codes))
 
-    @cached_property
-    def exact(self) -> np.ndarray:
-        """The same with regard to case."""
-        return _running_sum(mix(self.codes.astype(np.uint64), key("clean words", "exact")))
-
     def which(self, positions: np.ndarray) -> np.ndarray:
         """The text that each position lies in, int64."""
         return np.searchsorted(self.begins, positions, side="right") - 1
@@ -104,6 +99,37 @@ class Words:
         return found[first], first
 
 
+class Tokens:
+    """Runs of anything but white space. starts, ends: int64 [T]; text: int64 [T]; per_text: int64 [texts]."""
+
+    def __init__(self, texts: Texts) -> None:
+        borders = np.flatnonzero(np.diff(texts.kinds != SPACE, prepend=False))  # a batch ends with a line end
+        self.starts, self.ends = borders[::2].copy(), borders[1::2].copy()
+        self.text = texts.which(self.starts)
+        self.per_text = np.bincount(self.text, minlength=texts.count)
+
+
+class Lines:
+    """Lines that hold a token, without the white space around it. starts, ends: int64 [L]; text: int64 [L]; number: int64 [L],
+    of the line among all lines of the batch, empty ones too; hashes: uint64 [L], with regard to case."""
+
+    def __init__(self, texts: Texts, tokens: Tokens) -> None:
+        line_ends = np.flatnonzero(texts.codes == ord("\n"))
+        before = np.searchsorted(tokens.starts, line_ends)  # tokens before each line's end
+        first = np.concatenate([[0], before[:-1]]).astype(np.int64)[: len(before)]
+        self.number = np.flatnonzero(before > first)
+        self.starts, self.ends = tokens.starts[first[self.number]], tokens.ends[before[self.number] - 1]
+        self.text = tokens.text[first[self.number]]
+        forward, back = powers(len(texts.codes) + 1)
+        values = _tables()[3].take(texts.codes) * forward[:-1]
+        sums = (
+            np.add.reduceat(values, np.stack([self.starts, self.ends], axis=1).ravel())[::2]
+            if len(self.starts)
+            else values[:0]
+        )
+        self.hashes = mix(sums * back[self.starts], key("clean words", "range"))
+
+
 def extend(hashes: np.ndarray, following: np.ndarray) -> np.ndarray:
     """Hashes of runs of words, each one word longer: words' hashes are random, so a polynomial of them is."""
     return hashes * _STEP + following
@@ -111,7 +137,7 @@ def extend(hashes: np.ndarray, following: np.ndarray) -> np.ndarray:
 
 def hashes(running: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Hashes, uint64, of the ranges starts … ends - 1 of a text with that running sum."""
-    return mix((running[ends] - running[starts]) * _powers(len(running))[1][starts], key("clean words", "range"))
+    return mix((running[ends] - running[starts]) * powers(len(running))[1][starts], key("clean words", "range"))
 
 
 def word_hashes(text: str) -> np.ndarray:
@@ -121,14 +147,14 @@ def word_hashes(text: str) -> np.ndarray:
 
 def _running_sum(values: np.ndarray) -> np.ndarray:
     found = np.zeros(len(values) + 1, dtype=np.uint64)
-    np.cumsum(values * _powers(len(values) + 1)[0][:-1], out=found[1:])
+    np.cumsum(values * powers(len(values) + 1)[0][:-1], out=found[1:])
     return found
 
 
 _POWERS = [np.ones(1, dtype=np.uint64), np.ones(1, dtype=np.uint64)]
 
 
-def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
+def powers(size: int) -> tuple[np.ndarray, np.ndarray]:
     """Powers 0 … size - 1 of the ratio and of its inverse, uint64."""
     for place, base in enumerate((_RATIO, _INVERSE)):
         if len(_POWERS[place]) < size:
@@ -139,8 +165,8 @@ def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Kind uint8, case-less random number uint64, and whether upper case, of every code point below LIMIT."""
+def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of every code point below LIMIT: kind uint8, case-less random number uint64, whether upper case, random number."""
     kinds = np.full(LIMIT, SYMBOL, dtype=np.uint8)
     folded = np.arange(LIMIT, dtype=np.uint64)
     upper = np.zeros(LIMIT, dtype=bool)
@@ -158,4 +184,5 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for first, last in _SINGLES:
         part = kinds[first : last + 1]
         part[part == LETTER] = SINGLE
-    return kinds, mix(folded, key("clean words", "folded")), upper
+    exact = mix(np.arange(LIMIT, dtype=np.uint64), key("clean words", "exact"))
+    return kinds, mix(folded, key("clean words", "folded")), upper, exact

@@ -45,13 +45,14 @@ def share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def copies(parts: list[str]) -> tuple[float, float]:
+def copies(parts: list[tuple[str, ...]]) -> tuple[float, float]:
+    """parts: lines, alone or in paragraphs."""
     seen, number, size = set(), 0, 0
     for part in parts:
         if part in seen:
-            number, size = number + 1, size + len(part)
+            number, size = number + 1, size + len("".join(part))
         seen.add(part)
-    return share(number, len(parts)), share(size, sum(map(len, parts)))
+    return share(number, len(parts)), share(size, len("".join("".join(part) for part in parts)))
 
 
 def definition(text: str) -> dict[str, float]:
@@ -61,10 +62,10 @@ def definition(text: str) -> dict[str, float]:
     for line in re.split("\n", text):
         if line.strip():
             lines.append(line.strip())
-            blocks[-1].append(line)
+            blocks[-1].append(line.strip())
         elif blocks[-1]:
             blocks.append([])
-    paragraphs = ["\n".join(block).strip() for block in blocks if block]
+    paragraphs = [tuple(block) for block in blocks if block]
     letters, visible = [c for c in text if is_letter(c)], [c for c in text if not c.isspace()]
     counts = Counter(words)
     size = len(words)
@@ -99,7 +100,7 @@ def definition(text: str) -> dict[str, float]:
         "lorem_ipsum_count": sum(words[i : i + 2] == ["lorem", "ipsum"] for i in range(size)),
         "curly_bracket_share": share(text.count("{") + text.count("}"), len(text)),
     }
-    found["duplicate_line_share"], found["duplicate_line_characters"] = copies(lines)
+    found["duplicate_line_share"], found["duplicate_line_characters"] = copies([(line,) for line in lines])
     found["duplicate_paragraph_share"], found["duplicate_paragraph_characters"] = copies(paragraphs)
     all_characters = sum(map(len, words))
     for n in range(2, 11):
