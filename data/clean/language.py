@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cache
+from typing import Any, ClassVar
 
 from data.clean.base import Dropped, Outcome, Seams, Step, with_columns
 from data.config import DataError
@@ -29,7 +30,7 @@ class LanguageConfig:
     writes: ClassVar[tuple[str, ...]] = ("language", "language_score")
 
     keep: tuple[str, ...] = ()
-    """ISO 639 codes of the languages to keep, such as [en, de]; empty = all."""
+    """ISO 639 codes of the languages to keep, such as [en, de]; `und` where it cannot be told; empty = all."""
 
     min_score: float = 0.0
     """Drop documents whose language has a lower probability, between 0 and 1. FineWeb takes 0.65 (of another model)."""
@@ -49,11 +50,8 @@ class LanguageConfig:
 
 class _Language:
     def __init__(self, config: LanguageConfig) -> None:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier  # a model of some megabytes, for this step alone
-
-        self.config = config
-        self.identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-        known = set(self.identifier.labels)
+        self.config, self.identifier = config, _identifier()
+        known = {*self.identifier.labels, UNKNOWN}
         if unknown := [code for code in config.keep if code not in known]:
             raise DataError(
                 f"corpus.clean: step language, keep = {list(config.keep)}: {unknown[0]!r} is none of the "
@@ -79,6 +77,14 @@ class _Language:
             return UNKNOWN, 0.0
         language, score = self.identifier.classify(text)
         return language, round(score, 4)
+
+
+@cache
+def _identifier() -> Any:
+    """The model, once a process: it is large enough to be felt, and for this step alone."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def excerpt(text: str, characters: int) -> str:

@@ -5,6 +5,8 @@ without spaces (Han, kana, Thai, Lao, Khmer, Burmese) give one word a character,
 
 Hashes of ranges of text are differences of one running sum: with H[i] = sum over j < i of t(c_j) r^j (mod 2^64), the range
 a … b - 1 hashes to (H[b] - H[a]) r^-a, whatever stands around it (Karp and Rabin 1987). t maps characters to random numbers.
+
+Memory: about 70 bytes a character of a batch, which holds at least one document; corpus.max_document_bytes bounds that.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import pairwise
 from typing import ClassVar
 
@@ -188,3 +189,42 @@ def test_what_was_done_is_told_to_a_person():
     told = details(replace(found, note="a note"), examples=1)
     assert told.startswith("rules: a note\n  2 documents: reason 0\n    dir/p, row ")
     assert "  2 lines: first line\n    dir/p, row " in told and "'text" in told and len(told.split("\n")) == 7
+
+
+ALL = [
+    {"step": "unicode", "form": "NFKC", "entities": True, "quotes": True},
+    {"step": "urls", "block": ["x.org"]},
+    {"step": "language"},
+    {"step": "lines", "max_word_characters": 50, "boilerplate": True, "repeats": 1},
+    {"step": "c4", "terminal": False, "min_words": 0, "min_sentences": 0},
+    {"step": "signals"},
+    {"step": "gopher", "min_words": 0, "min_stop_words": 0},
+    {"step": "filter", "where": "word_count >= 0 or language is None"},
+    {"step": "exact"},
+    {"step": "minhash", "threshold": 0.5},
+    {"step": "quantile", "column": "word_entropy", "low": 0.0},
+]
+
+
+@cache
+def made_once() -> list[Pipeline]:
+    """Every step that can stand alone, and all in a row."""
+    alone = [[step] for step in ALL if step["step"] not in ("gopher", "filter", "quantile")]
+    return [Pipeline(steps) for steps in [*alone, ALL]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=6), st.integers(0, 5))
+def test_no_text_is_too_strange_for_any_step(texts, many):
+    texts[0] = texts[0] * (1 + many)
+    documents = [Document(text, "s", "p", row, {"url": text}) for row, text in enumerate([*texts, "plain words"])]
+    *each, whole = made_once()
+    for pipeline in each:
+        left, (found,) = pipeline.clean(documents)
+        assert found.before == len(documents) and found.after == len(left) == found.before - sum(found.reasons.values())
+        assert not left or set(pipeline.columns) <= set(left[0].columns)
+    left, tallies = whole.clean(documents)
+    assert [found.step for found in tallies] == [step["step"] for step in ALL]
+    for one, other in pairwise(tallies):
+        assert one.after == other.before and one.characters_after == other.characters_before
+    assert all(document.text.strip() for document in left)

@@ -34,7 +34,7 @@ def run(straight: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def by_hand(run: Path, text: str, window: int) -> float:
     """Nats of a text, a window at a time."""
     model, recipe = load_model(run)
-    tokenizer = load_corpus_tokenizer(recipe.data.path)
+    tokenizer = load_corpus_tokenizer(recipe.data.home)
     ids = torch.tensor([tokenizer.eod, *tokenizer.encode(text).tolist()]) if text else torch.tensor([tokenizer.eod])
     total = 0.0
     for start in range(0, len(ids) - 1, window):
