@@ -21,8 +21,9 @@ from launcher.generate import LoadedModel, load_model
 from models.core import document_numbers
 from parallel.checkpoint.errors import CheckpointError
 
-BATCH_LOGITS = 1 << 24
-"""Logits computed at once, in float32: 64 MiB. Bounds the rows of a batch."""
+BATCH_TOKENS, BATCH_LOGITS = 1 << 12, 1 << 24
+"""Tokens of a batch at most, and logits computed at once, in float32 64 MiB. Batches are filled up, so larger ones would waste
+more where texts are few."""
 
 _SHORTEST = 16  # tokens of the smallest window shape; others are its doubles
 
@@ -77,7 +78,7 @@ class RunScorer:
                 part = line[start : start + self.window + 1]
                 shapes.setdefault(self._shape(len(part) - 1), []).append((text, part))
         for length, windows in sorted(shapes.items()):
-            rows = max(1, BATCH_LOGITS // (length * self.vocab))
+            rows = max(1, min(BATCH_TOKENS // length, BATCH_LOGITS // (length * self.vocab)))
             for start in range(0, len(windows), rows):
                 batch = windows[start : start + rows]
                 yield [text for text, _ in batch], self._nats([part for _, part in batch], rows, length)
