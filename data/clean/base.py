@@ -7,15 +7,12 @@ document, in any process, and decide once over all signatures. Tallies of parts 
 
 from __future__ import annotations
 
-import difflib
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from data.config import DataError
 from data.document import Document, Scalar
 from data.order import key
 
@@ -70,6 +67,34 @@ class Decision:
         return Decision(self.keep[start:stop], columns, self.note)
 
 
+class Signatures:
+    """Signatures of all documents, in parts that stay where they are: a decision takes up a column or some rows at a time.
+
+    Parts may be memory-mapped (`numpy.load(…, mmap_mode="r")`).
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        self.parts = [part for part in parts if len(part)] or list(parts[:1])
+        self.begins = np.cumsum([0, *map(len, self.parts)])
+
+    def __len__(self) -> int:
+        return int(self.begins[-1])
+
+    def column(self, start: int, stop: int | None = None) -> np.ndarray:
+        """Column `start` of all documents [n], or columns start … stop - 1 [n, stop - start]."""
+        place = start if stop is None else slice(start, stop)
+        return np.concatenate([part[:, place] for part in self.parts])
+
+    def rows(self, documents: np.ndarray) -> np.ndarray:
+        """Whole signatures of some documents: int64 [m] -> [m, width]."""
+        found = np.empty((len(documents), self.parts[0].shape[1]), dtype=self.parts[0].dtype)
+        which = np.searchsorted(self.begins, documents, side="right") - 1
+        for part in np.unique(which).tolist():
+            own = which == part
+            found[own] = self.parts[part][documents[own] - self.begins[part]]
+        return found
+
+
 class GlobalStep(Protocol):
     """A step that must see the whole corpus. reason: why it drops."""
 
@@ -78,7 +103,7 @@ class GlobalStep(Protocol):
     def signature(self, documents: Sequence[Document]) -> np.ndarray:
         """[documents, width] of one dtype, a row a function of its document alone; only `decide` knows its meaning."""
 
-    def decide(self, signatures: np.ndarray) -> Decision:
+    def decide(self, signatures: Signatures) -> Decision:
         """All signatures in document order -> what stays; the same however they were cut into parts."""
 
 
@@ -226,58 +251,3 @@ def _fewest(samples: Iterable[Sample]) -> tuple[Sample, ...]:
         if len(of_reason) < SAMPLES_PER_REASON:
             of_reason.append(sample)
     return tuple(sample for reason in sorted(found) for sample in found[reason])
-
-
-def configure(known: Mapping[str, type], options: Any, where: str) -> Any:
-    """A step's config from `{step: name, option: value, …}`; where: the dotted option for messages.
-
-    DataError for a step or an option that is not known (with the nearest that is), a missing one, and a wrong type.
-    """
-    if not isinstance(options, Mapping) or not isinstance(options.get("step"), str):
-        raise DataError(f"{where} = {options!r}: it must be a step and its options, such as {{step: signals}}")
-    name = options["step"]
-    if name not in known:
-        raise DataError(f"{where}.step = {name!r}: no such step{_nearest(name, known)}")
-    kind, values = known[name], {}
-    hints = typing.get_type_hints(kind)
-    defaults = {item.name: item.default for item in fields(kind)}
-    for option, value in options.items():
-        if option == "step":
-            continue
-        if option not in defaults:
-            raise DataError(f"{where}.{option} = {value!r}: step {name} has no such option{_nearest(option, defaults)}")
-        values[option] = _typed(hints[option], value, f"{where}.{option}")
-    for option, default in defaults.items():
-        if default is MISSING and option not in values:
-            raise DataError(f"{where}.{option} is missing: step {name} needs it")
-    try:
-        return kind(**values)
-    except DataError as error:
-        raise DataError(f"{where}.{error}") from None
-
-
-def _typed(kind: Any, value: Any, where: str) -> Any:
-    """`value` as kind, which is bool, int, float, str or a tuple of one of these; 1e6 and 1_000 serve as numbers."""
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise DataError(f"{where} = {value!r}: it must be a list")
-        inner = typing.get_args(kind)[0]
-        return tuple(_typed(inner, entry, f"{where}[{place}]") for place, entry in enumerate(value))
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is str and isinstance(value, str):
-        return value
-    if kind in (int, float) and not isinstance(value, bool):
-        try:
-            number = float(str(value).replace("_", ""))
-        except ValueError:
-            number = float("nan")
-        if np.isfinite(number) and (kind is float or number == int(number)):
-            return kind(number)
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    raise DataError(f"{where} = {value!r}: it must be {names[kind]}")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; choose one of {', '.join(sorted(known)) or 'none'}"

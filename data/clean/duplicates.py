@@ -3,8 +3,8 @@
 Of a cluster of copies one stays: the first in (place of its source in `priority`, place in the corpus). That rule, and
 signatures that are a function of the text alone, make the result the same at any number of workers and parts.
 
-Memory while deciding, a document: exact 24 bytes of signature, near 8 + 8 x bands (120 by default), or 4 + 4 x bands x rows
-(452) where signatures are compared; and about 60 bytes of sorting. 100 million documents by default take 18 GB.
+Signatures of a document take 24 bytes (exact), 8 + 8 x bands (near; 120 by default) or 4 + 4 x bands x rows (near, where
+signatures are compared; 452); they may be mapped from files. A decision takes about 80 bytes of memory a document besides.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from data.clean.base import Decision, GlobalStep, Seams
+from data.clean.base import Decision, GlobalStep, Seams, Signatures
 from data.clean.clusters import Clusters, join_equal, join_similar
 from data.clean.minhash import MinHash, bands, threshold
 from data.clean.words import Texts, Words
@@ -158,10 +158,10 @@ class _Exact:
         digests = b"".join(hashlib.blake2b(part, digest_size=16).digest() for part in data)
         return np.hstack([self.ranks.of(documents, np.uint64), np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)])
 
-    def decide(self, signatures: np.ndarray) -> Decision:
+    def decide(self, signatures: Signatures) -> Decision:
         """Documents of equal hashes are one cluster."""
-        order = self.ranks.order(signatures[:, 0])
-        ranks, high, low = signatures[order].T
+        order = self.ranks.order(signatures.column(0))
+        ranks, high, low = (signatures.column(place)[order] for place in range(3))
         clusters = Clusters(len(order))
         by_hash = np.lexsort((low, high))
         new = (np.diff(high[by_hash], prepend=0) != 0) | (np.diff(low[by_hash], prepend=0) != 0)
@@ -188,19 +188,20 @@ class _Minhash:
             return np.hstack([self.ranks.of(documents, np.uint32), found])
         return np.hstack([self.ranks.of(documents, np.uint64), bands(found, self.config.bands)])
 
-    def decide(self, signatures: np.ndarray) -> Decision:
+    def decide(self, signatures: Signatures) -> Decision:
         """Clusters grow band by band, so only one band's keys are sorted at a time."""
-        order = self.ranks.order(signatures[:, 0])
-        clusters, ranks, rows = Clusters(len(order)), signatures[order, 0], self.config.rows
+        ranks = signatures.column(0)
+        order = self.ranks.order(ranks)
+        clusters, ranks, rows = Clusters(len(order)), ranks[order], self.config.rows
 
         def similar(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-            agreed = signatures[order[one], 1:] == signatures[order[other], 1:]
+            agreed = signatures.rows(order[one])[:, 1:] == signatures.rows(order[other])[:, 1:]
             return agreed.mean(axis=1) >= self.config.threshold
 
         for band in range(self.config.bands):
             if self.config.threshold:
-                keys = bands(signatures[order, 1 + band * rows : 1 + (band + 1) * rows], 1)[:, 0]
-                join_similar(clusters, self.ranks.keyed(keys, ranks), similar)
+                entries = signatures.column(1 + band * rows, 1 + (band + 1) * rows)
+                join_similar(clusters, self.ranks.keyed(bands(entries, 1)[order, 0], ranks), similar)
             else:
-                join_equal(clusters, self.ranks.keyed(signatures[order, 1 + band], ranks))
+                join_equal(clusters, self.ranks.keyed(signatures.column(1 + band)[order], ranks))
         return _decision(clusters, order, "near_copies", self.note)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from data.clean.base import Decision, Dropped, GlobalStep, Outcome, Seams, Step
+from data.clean.base import Decision, Dropped, GlobalStep, Outcome, Seams, Signatures, Step
 from data.config import DataError
 from data.document import Document
 from data.where import column, compile_where
@@ -95,9 +95,9 @@ class _Quantile:
             values = np.full(len(values), np.nan)
         return values.astype(np.float64).reshape(-1, 1)
 
-    def decide(self, signatures: np.ndarray) -> Decision:
+    def decide(self, signatures: Signatures) -> Decision:
         """Limits are values of documents: the order statistics below and above the quantiles."""
-        values = signatures[:, 0]
+        values = signatures.column(0)
         there = np.isfinite(values)
         if len(values) and not there.any():
             raise DataError(f"corpus.clean: step quantile, column = {self.config.column!r}: no document has it")

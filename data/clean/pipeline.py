@@ -17,6 +17,7 @@ from data.clean.base import (
     GlobalStep,
     Outcome,
     Seams,
+    Signatures,
     Step,
     StepConfig,
     Tally,
@@ -64,9 +65,9 @@ class Stage:
         return Ran(through, np.concatenate(signatures) if signatures else self.last[1].signature([]), tallies)
 
     def decide(self, signatures: Sequence[np.ndarray]) -> Decision:
-        """Signatures of all parts, in the order of the parts."""
+        """Signatures of all parts, one at least, in the order of the parts."""
         assert self.last
-        return self.last[1].decide(np.concatenate(list(signatures)))
+        return self.last[1].decide(Signatures(signatures))
 
     def apply(self, documents: Sequence[Document], decision: Decision) -> tuple[list[Document], Tally]:
         """The part of a decision that is about these documents (see `Decision.part`), carried out."""

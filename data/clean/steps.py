@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from data.clean.addresses import UrlsConfig
-from data.clean.base import StepConfig, configure
+from data.clean.base import StepConfig
 from data.clean.decontaminate import DecontaminateConfig
 from data.clean.duplicates import ExactConfig, MinhashConfig
 from data.clean.filters import FilterConfig, QuantileConfig
 from data.clean.gopher import GopherConfig
 from data.clean.language import LanguageConfig
 from data.clean.lines import C4Config, LinesConfig
+from data.clean.options import configure
 from data.clean.perplexity import PerplexityConfig
 from data.clean.signals import SignalsConfig
 from data.clean.unicode import UnicodeConfig

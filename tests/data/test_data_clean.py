@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.clean.base import SAMPLES_PER_REASON, Decision, Dropped, Seams, Tally, Trimmed, configure, tally
+from data.clean.base import SAMPLES_PER_REASON, Decision, Dropped, Seams, Tally, Trimmed, tally
+from data.clean.options import configure
 from data.clean.pipeline import Pipeline, Stage
 from data.clean.show import details, table
 from data.clean.steps import STEPS, parse
@@ -134,7 +135,7 @@ class _Even:
         return np.array([[document.row % 3] for document in documents], dtype=np.uint64).reshape(-1, 1)
 
     def decide(self, signatures):
-        _, first, inverse = np.unique(signatures[:, 0], return_index=True, return_inverse=True)
+        _, first, inverse = np.unique(signatures.column(0), return_index=True, return_inverse=True)
         keep = np.zeros(len(signatures), dtype=bool)
         keep[first] = True
         return Decision(keep, {"same": np.bincount(inverse)[inverse]}, "by threes")
