@@ -23,7 +23,8 @@ class Access:
     """Opens shards of one split. place, manifest: of the corpus. release: lets go of a shard that is open and was not used
     for longest, False if none; called when the cache of shards from elsewhere is too small for all that are open.
 
-    most_open: shards that a reader should keep open at most; a share of the cache, so that other readers have theirs.
+    local: whether all are on this machine as they are. most_open: shards that a reader should keep open at most; a share
+    of the cache, so that other readers have theirs.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Access:
         files = {shard.file: (shard.size, shard.sha256) for shard in shards}
         location = _tars(place, manifest) if self._plain else place.location
         self._store = ShardStore(location, files, place.cache, release)
-        self.most_open = OPEN_SHARDS
+        self.local, self.most_open = self._store.local, OPEN_SHARDS
         if scheme(location):
             largest = max((shard.size for shard in shards), default=1)
             self.most_open = min(OPEN_SHARDS, max(2, place.cache.limit // (8 * largest)))
@@ -57,7 +58,7 @@ class Access:
 
     def check_present(self) -> None:
         """Opens every shard that is on this machine; DataError names one that is missing or not of its recorded size."""
-        if self._store.local:
+        if self.local:
             for shard in self._shards:
                 self.open(shard)[1].close()
 

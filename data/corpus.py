@@ -57,6 +57,11 @@ class Corpus:
         self._document_ends: OrderedDict[int, np.ndarray] = OrderedDict()
 
     @property
+    def local(self) -> bool:
+        """Whether all shards are on this machine as they are, not in a cache."""
+        return self._access.local
+
+    @property
     def shards(self) -> int:
         return len(self.contents.shards)
 

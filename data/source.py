@@ -45,6 +45,9 @@ class Layout(Protocol):
     def locate(self, epoch: int, units: np.ndarray) -> list[tuple[int, ...]]:
         """What `fill` needs to know of each unit."""
 
+    def expect(self, places: list[tuple[int, ...]]) -> None:
+        """These will be filled next, in this order."""
+
     def fill(self, place: tuple[int, ...], within: int, row: np.ndarray, weights: np.ndarray) -> None:
         """Writes a row (int64 [S + 1]) and weights (float32 [S], ones before) from target `within` of the unit on."""
 
@@ -86,6 +89,9 @@ class Cut:
         count = np.minimum(self._size, size - offset)
         return start, size, (offset + turn) % size, count
 
+    def expect(self, places: list[tuple[int, ...]]) -> None:
+        self._corpus.expect(np.array([start + begin for start, _, begin, _ in places], np.int64))
+
     def fill(self, place: tuple[int, ...], within: int, row: np.ndarray, weights: np.ndarray) -> None:
         start, size, begin, count = place
         count = max(0, min(count - within, len(weights)))
@@ -124,6 +130,9 @@ class Planned:
         counts = high - low
         pieces = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
         return self._plan.starts[pieces], np.abs(self._plan.sizes[pieces]).astype(np.int64)
+
+    def expect(self, places: list[tuple[int, ...]]) -> None:
+        self._corpus.expect(self._plan.starts[[first for first, _ in places]])
 
     def fill(self, place: tuple[int, ...], within: int, row: np.ndarray, weights: np.ndarray) -> None:
         row[0] = self._corpus.eod

@@ -128,6 +128,7 @@ class Stream:
         chunk = self._chunks.get(number)
         if chunk is None:
             chunk = self._chunks[number] = self._chunk(number)
+            self._expect(number, chunk)
             if len(self._chunks) > _CHUNKS_CACHED:
                 self._chunks.popitem(last=False)
         if within >= len(chunk):
@@ -141,6 +142,14 @@ class Stream:
             return np.zeros(len(units), np.int64), units
         sources, indices = self.mixture.place(units)
         return sources, indices + self._units[sources]
+
+    def _expect(self, number: int, chunk: list[tuple[int, tuple[int, ...]]]) -> None:
+        """Tell corpora that lie elsewhere what this chunk and the next will read of them."""
+        if all(source.corpus.local for source in self.sources):
+            return
+        coming = chunk + self._chunk(number + 1)
+        for index, source in enumerate(self.sources):
+            source.layout.expect([place for owner, place in coming if owner == index])
 
     def _chunk(self, number: int) -> list[tuple[int, tuple[int, ...]]]:
         units = np.arange(number * _CHUNK, (number + 1) * _CHUNK)

@@ -110,6 +110,12 @@ def _share_of(arguments: list[str]) -> tuple[tuple[int, int] | None, list[str]]:
     return ((own - first) // step + 1, count), arguments
 
 
+def _data_index(arguments: list[str]) -> int:
+    from launcher.indexing import index_command
+
+    return index_command(arguments)
+
+
 def _data_inspect(arguments: list[str]) -> int:
     from data.inspect import describe
 
@@ -222,6 +228,12 @@ def _bench_layouts(arguments: list[str]) -> int:
     return bench(arguments)
 
 
+def _bench_data(arguments: list[str]) -> int:
+    from launcher.bench.data import main as bench
+
+    return bench(arguments)
+
+
 def _checkpoint_list(arguments: list[str]) -> int:
     from parallel.checkpoint.inspect import list_text
 
@@ -284,6 +296,7 @@ HANDLERS: dict[str, Command] = {
     "report": _report,
     "compare": _compare,
     "data build": _data_build,
+    "data index": _data_index,
     "data inspect": _data_inspect,
     "data verify": _data_verify,
     "data order": _data_order,
@@ -300,6 +313,7 @@ HANDLERS: dict[str, Command] = {
     "bench moe": _bench_moe,
     "bench layouts": _bench_layouts,
     "bench data dedup": _bench_data_dedup,
+    "bench data": _bench_data,
     "completion": _completion,
     "complete": _complete,
     "help": _help,

@@ -12,6 +12,7 @@ COMMANDS = {
     "report": "curves of one run or several, HTML and PNG  triaxis report runs/tiny [runs/other …]",
     "compare": "loss curves of two runs or files, step by step  triaxis compare runs/tiny tests/golden/tiny.jsonl",
     "data build": "text to tokenizer to shards                 triaxis data build corpus=stdlib",
+    "data index": "webdataset tars as they are, as a corpus    triaxis data index tars/ --out theirs tokenizer=byte",
     "data inspect": "what is in a corpus                         triaxis data inspect corpora/stdlib",
     "data verify": "check every byte of a corpus                triaxis data verify corpora/stdlib",
     "data order": "orderings that methods need                 triaxis data order corpora/stdlib --by neighbours",
@@ -28,6 +29,7 @@ COMMANDS = {
     "bench moe": "what a mixture of experts costs             triaxis bench moe",
     "bench layouts": "bubbles against theory, engine against engine  triaxis bench layouts",
     "bench data dedup": "near-deduplication beside datasketch          triaxis bench data dedup",
+    "bench data": "the stream beside other loaders             triaxis bench data",
     "completion": 'tab completion                              eval "$(triaxis completion bash)"',
 }
 

@@ -18,6 +18,9 @@ from data.corpus import Corpus
 from data.index import IndexConfig, index
 from data.manifest import Manifest
 from data.plain import PLAIN, SEEN, PlainReader
+from data.plan import PlanSpec
+from data.remote import open_location
+from data.source import Source
 from data.stream import Stream
 from data.tar import scan
 from data.tokenizers import Tokenizer
@@ -173,9 +176,6 @@ def test_documents_of_text_are_kept_up_to_a_limit(tmp_path: Path, monkeypatch: p
 
 
 def test_a_stream_reads_it(tmp_path: Path) -> None:
-    from data.plan import PlanSpec
-    from data.source import Source
-
     write_tar(tmp_path / "tars" / "0.tar", FORMS["uint16"](texts(80)))
     corpus = Corpus(indexed(tmp_path, tmp_path / "tars"), "train")
     source = Source(corpus, PlanSpec("cut", 16), seed=1)
@@ -435,6 +435,35 @@ def test_tars_and_index_at_a_url(tmp_path: Path) -> None:
         assert {path: server.requests[path] for path in bodies} == {path: before[path] for path in bodies}, (
             "kept from indexing"
         )
+    finally:
+        server.close()
+
+
+def test_a_stream_from_a_url_fetches_ahead_through_a_small_cache(tmp_path: Path) -> None:
+    """Window shuffle over eight tars with a cache for three: every batch as from the local corpus."""
+    tars = {f"t/{i}.tar": write_tar(tmp_path / "t" / f"{i}.tar", FORMS["uint16"](texts(40, i))) for i in range(8)}
+    directory = indexed(tmp_path, tmp_path / "t")
+    server = Server({name: path.read_bytes() for name, path in tars.items()})
+    for path in directory.rglob("*"):
+        if path.is_file():
+            server.files[f"index/{path.relative_to(directory)}"] = path.read_bytes()
+    largest = max(path.stat().st_size for path in tars.values())
+    options = {"directory": str(tmp_path / "cache"), "timeout_seconds": 5.0, "backoff_seconds": 0.01}
+    cache = CacheConfig(gigabytes=3 * largest / 1e9, **options)
+    try:
+        server.orders["t/3.tar"] = ["status:503", "truncate"]
+        streams = [
+            Stream([Source(Corpus(place, "train", cache), PlanSpec("cut", 16), 5, shuffle="window", window=2)])
+            for place in (directory, f"{server.url}/index")
+        ]
+        units = streams[0].sources[0].units
+        for row in range(0, units, 64):
+            here, there = (stream.batch(row * 16, 64, 16) for stream in streams)
+            assert np.array_equal(here.tokens, there.tokens)
+            assert sum(file.stat().st_size for file in (tmp_path / "cache" / "files").iterdir()) <= 3 * largest
+        assert streams[0].fingerprint == streams[1].fingerprint
+        opened = open_location(f"{server.url}/index", cache).directory
+        assert not Corpus(opened, "train", cache).local, "the directory of an opened corpus stands for its URL"
     finally:
         server.close()
 
