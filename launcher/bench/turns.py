@@ -41,18 +41,19 @@ class Turn:
     committed: list[int] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     startup: dict[str, float] = field(default_factory=dict)
+    processor: float = 0.0  # seconds of all cores that the turn took
 
 
 class Contender:
     """A contender as the parent sees it: a process that runs `python -m module`."""
 
-    def __init__(self, module: str, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, module: str, environment: dict[str, str], log: Path, python: str = sys.executable) -> None:
         self.module, self.log = module, log
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         known = {"PYTHONPATH": path, "TRIAXIS_PARENT": str(os.getpid()), BORN: repr(time.monotonic())}
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [python, "-m", module],
                 env={**os.environ, **environment, **known},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -117,7 +118,7 @@ class Turnstile:
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever else is printed goes to the log
         self._steps, self._turn, self._losses = 1, Turn(), list[Any]()
-        self._last = time.perf_counter()
+        self._last, self._processor = time.perf_counter(), time.process_time()
 
     @property
     def save_due(self) -> bool:
@@ -144,12 +145,13 @@ class Turnstile:
         self._last = now
         if last:
             self._finish_turn()
-            self._last = time.perf_counter()
+            self._last, self._processor = time.perf_counter(), time.process_time()
 
     def _finish_turn(self) -> None:
         turn = self._turn
         if self.synchronize and not self.save_every:
             turn.seconds = [sum(turn.seconds) / self._steps] * self._steps
+        turn.processor = time.process_time() - self._processor
         turn.losses = [float(loss) for loss in self._losses]
         turn.memory, turn.startup = {"imported": self._imported, **memory()}, self.startup
         self._turn, self._losses = Turn(), []
@@ -163,13 +165,15 @@ class Turnstile:
 
 
 def memory() -> dict[str, int]:
-    """Bytes of this process: resident now, and at most so far; on a GPU also the most that torch held there.
+    """Bytes of this process: resident now, how many of those no mapped file holds, and resident at most so far; on a GPU also
+    the most that torch held there.
 
     Read from /proc: `getrusage` counts what the parent had when it forked.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     sizes = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
-    found = {"resident": int(sizes["VmRSS"][0]) * 1024, "peak": int(sizes["VmHWM"][0]) * 1024}
+    kinds = {"resident": "VmRSS", "own": "RssAnon", "peak": "VmHWM"}
+    found = {kind: int(sizes[name][0]) * 1024 for kind, name in kinds.items()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         found["gpu_peak"] = torch.cuda.max_memory_allocated()
