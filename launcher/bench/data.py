@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from launcher.bench.turns import ROOT, BenchError, Contender, Turn
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
+from launcher.submit import build_corpus
 
 GOALS = {"Triaxis": 100e6, "Triaxis, a document a member": 50e6}  # tokens/s
 SAMPLES = (0, 10**6, 10**10)
@@ -124,14 +126,18 @@ class _Bench:
             environment = self._environment(name, write=True) | {"PYTHONPATH": str(ROOT)}
             done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
             if done.returncode:
+                shutil.rmtree(place)
                 raise BenchError(f"{name}: could not write its form\n{done.stderr[-2000:]}")
         files = [path for path in place.rglob("*") if path.is_file()]
         return sum(path.stat().st_size for path in files if path.stat().st_nlink == 1 and path.suffix != ".npy")
 
     def race(self, names: list[str], rounds: int, batches: int, long: int) -> dict[str, Any]:
         """Turns of all, round by round, each beginning with another; then a long turn of each, for its memory."""
-        contenders = {name: self._start(name) for name in names}
-        ready = {name: contender.ready() for name, contender in contenders.items()}
+        contenders: dict[str, Contender] = {}
+        ready: dict[str, Turn] = {}
+        for name in names:  # one after another, so that none waits for another's imports
+            contenders[name] = self._start(name)
+            ready[name] = contenders[name].ready()
         turns: dict[str, list[Turn]] = {name: [] for name in names}
         for number in range(rounds):
             shift = number % len(names)
@@ -169,7 +175,7 @@ class _Bench:
     def _environment(self, name: str, write: bool = False, sample: int = 0) -> dict[str, str]:
         task = {"name": name, "place": str(self._directory(name)), "seed": SEED, "write": write, "sample": sample}
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        return {LOADER: json.dumps(task), **threads, "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+        return {LOADER: json.dumps(task), **threads, "PYTHONWARNINGS": "ignore"}
 
     def _directory(self, name: str) -> Path:
         return self._place / (PEERS[name][1].__name__ if name in PEERS else "ours")
@@ -192,6 +198,7 @@ def _figures(ready: Turn, turns: list[Turn], ours: list[Turn]) -> dict[str, Any]
 
 def waiting(recipe: Recipe, steps: int) -> dict[str, float]:
     """Share of a training step that a real run waits for data: median over steps after the first."""
+    build_corpus(recipe)
     with Arena(recipe, 1 + steps) as arena:
         contender = arena.start("triaxis")
         contender.ready()

@@ -170,7 +170,7 @@ class Energon:
             packing_buffer_size=256,
             task_encoder=_task_encoder(),
         )
-        return (halves(samples) for samples in get_loader(data))
+        return (halves(samples.numpy()) for samples in get_loader(data))
 
 
 def _task_encoder() -> Any:
