@@ -77,7 +77,7 @@ def index(
         raise DataError(
             f"--out {config.directory}: is there already; delete it (rm -r {directory}) or name another directory"
         )
-    if tokenizer.kind not in ("byte", "file", "sentencepiece", "tiktoken"):
+    if tokenizer.kind in ("bpe", "unigram"):
         raise DataError(
             f"tokenizer.kind={tokenizer.kind}: is trained on text, which `triaxis data build` does; to index tars name one "
             "that exists: tokenizer=file tokenizer.path=…, or tokenizer=byte"

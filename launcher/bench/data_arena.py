@@ -133,6 +133,8 @@ def _write_blocks(place: Path, line: np.ndarray, ends: np.ndarray) -> None:
         splits=splits,
         baselines=None,
         skipped={},
+        quarantined={},
+        cleaning=[],
         provenance={},
     ).save(directory)
 
