@@ -6,10 +6,12 @@ import math
 from pathlib import Path
 
 from data.manifest import Manifest
+from data.orderings.store import load, names
 from data.shards import Blocks
 from data.tokenizers import load_corpus_tokenizer
 
 _EXCERPT = 160
+_MOST_SOURCES = 10
 
 
 def describe(path: Path | str) -> str:
@@ -25,6 +27,13 @@ def describe(path: Path | str) -> str:
             f"{name:<11}{split.documents:>10,} documents {split.tokens:>14,} tokens {split.bytes / 1e6:>10,.2f} MB "
             f"({split.bytes / split.tokens:.2f} bytes/token) in {split.blocks:,} blocks, {len(split.shards):,} shards"
         )
+    lines += _sources(manifest)
+    if manifest.columns:
+        lines.append("columns    " + ", ".join(f"{name} ({kind})" for name, kind in manifest.columns.items()))
+    for name in names(path):
+        about = load(path, name)
+        told = ", ".join(f"{one['documents']:,} documents of {split}" for split, one in about.splits.items())
+        lines.append(f"ordering   {name}: by {about.method}, {told}")
     if manifest.skipped:
         lines.append("left out   " + ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()))
     if manifest.baselines:
@@ -39,3 +48,15 @@ def describe(path: Path | str) -> str:
     lines.append(f"a held-out document: {meta['source'][0]}: {meta['path'][0]}, {meta['bytes'][0]:,} bytes")
     lines.extend("    " + line for line in text.splitlines()[:6])
     return "\n".join(lines)
+
+
+def _sources(manifest: Manifest) -> list[str]:
+    """A line for each of several sources of the training split, most tokens first."""
+    train = manifest.splits["train"]
+    found = sorted(train.sources.items(), key=lambda pair: -pair[1].tokens)
+    if len(found) < 2:
+        return []
+    return [
+        f"source     {name}: {one.documents:,} documents, {one.tokens:,} tokens ({100 * one.tokens / train.tokens:.1f} %)"
+        for name, one in found[:_MOST_SOURCES]
+    ] + [f"           and {len(found) - _MOST_SOURCES:,} more (`triaxis data stats`)"] * (len(found) > _MOST_SOURCES)

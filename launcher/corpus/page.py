@@ -38,7 +38,8 @@ class Shown:
 
     index: of the sample in the run. inputs, targets: int64 [S]; weights: float32 [S], how much each target counts;
     documents: int64 [S]; prefix: bool [S]; padding: bool [S], columns that nothing is read from or predicted at.
-    origins: where its tokens are from, empty where the objective moved them; about: more to say of it.
+    origins: where its packed tokens are from; moved: whether the objective put them elsewhere, so that columns are not
+    theirs any more. about: more to say of it.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Shown:
     prefix: np.ndarray
     padding: np.ndarray
     origins: tuple[Origin, ...] = ()
+    moved: bool = False
     about: str = ""
 
 
@@ -221,7 +223,7 @@ def _positions(row: Shown) -> list[int]:
 def _origins(row: Shown) -> list[str]:
     """What to say of where each column is from."""
     found = [""] * len(row.inputs)
-    for origin in row.origins:
+    for origin in () if row.moved else row.origins:
         for column in range(origin.first, min(origin.first + origin.size, len(found))):
             place = origin.offset + column - origin.first
             found[column] = (

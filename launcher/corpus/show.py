@@ -29,6 +29,7 @@ from launcher.corpus.stats import write_files
 from launcher.options import kinds_of, options_help, parse
 from launcher.reading import Reading, longest_sequence
 from launcher.slots import Slot, Slots
+from models.objectives.base import document_numbers
 
 USAGE = "triaxis data show [CORPUS] [group=recipe …] [option=value …] [--samples 0:4] [--out page.html]"
 MOST_TOKENS = 1 << 16  # of a page: about 10 MB
@@ -91,9 +92,10 @@ def _recipe(overrides: list[str], config: ShowConfig) -> Recipe:
 
 
 def _page(recipe: Recipe, config: ShowConfig, first: int, last: int) -> str:
-    phase, reading, before = opened(recipe, config.phase)
+    now = opened(recipe, config.phase)
+    phase, reading = now.phase, now.reading
     tokenizer = load_corpus_tokenizer(phase.data.home)
-    rows = shown(phase, reading, tokenizer, first, last, before)
+    rows = shown(now, tokenizer.eod, first, last)
     tokens = sum(len(row.inputs) for row in rows)
     if tokens > MOST_TOKENS:
         raise RecipeError(
@@ -105,6 +107,7 @@ def _page(recipe: Recipe, config: ShowConfig, first: int, last: int) -> str:
         ("corpus", ", ".join(reading.names)),
         ("packing", "buckets" if phase.data.buckets.lengths else phase.data.packing),
         ("objective", phase.objective.name),
+        ("attention", "within documents" if phase.model.document_mask else "across documents"),
         ("tokens a sample", " to ".join(f"{size:,}" for size in sorted({len(row.inputs) for row in rows}))),
         ("documents a sample", f"{np.mean([len(np.unique(row.documents[~row.padding])) for row in rows]):.1f}"),
         ("padding", f"{100 * (1 - held.mean()):.1f} %"),
@@ -115,18 +118,30 @@ def _page(recipe: Recipe, config: ShowConfig, first: int, last: int) -> str:
     return render(title, facts, rows, words_of(tokenizer))
 
 
-def opened(recipe: Recipe, index: int) -> tuple[Recipe, Reading, int]:
-    """(a phase, what it reads after the phases before it, how many samples they took)."""
+@dataclass(frozen=True)
+class Opened:
+    """A phase of a run, open where the phases before it end. samples, tokens: what those took."""
+
+    phase: Recipe
+    reading: Reading
+    samples: int
+    tokens: int
+
+
+def opened(recipe: Recipe, index: int) -> Opened:
+    """A phase of a recipe, by its number."""
     recipe = with_epochs(recipe)
-    budget, longest, reading, before = Budget(recipe), longest_sequence(recipe), Reading(), 0
-    for number, phase in enumerate(budget.phases[: index + 1]):
+    budget, longest, reading, samples, tokens = Budget(recipe), longest_sequence(recipe), Reading(), 0, 0
+    for number, phase in enumerate(budget.phases[:index]):
         reading.open(phase, budget.of_phase(number), longest, {"begin": reading.begin}, 0)
-        if number == index:
-            return phase, reading, before
         steps = budget.steps_of(number)
-        before += sum(slot.rows for slot, _ in islice(batches(phase, reading.stream), steps))
-        reading.end_phase(Slots(phase.train).place_after(0, steps))
-    raise AssertionError("phases are counted before")
+        place = Slots(phase.train).place_after(0, steps)
+        samples += sum(slot.rows for slot, _ in islice(batches(phase, reading.stream), steps))
+        tokens += place
+        reading.end_phase(place)
+    phase = budget.phases[index]
+    reading.open(phase, budget.of_phase(index), longest, {"begin": reading.begin}, 0)
+    return Opened(phase, reading, samples, tokens)
 
 
 def batches(phase: Recipe, stream: TokenStream) -> Iterator[tuple[Slot, int]]:
@@ -146,64 +161,56 @@ def words_of(tokenizer: Tokenizer) -> Words:
     return Words(bytes_of(tokenizer), names)
 
 
-def shown(phase: Recipe, reading: Reading, tokenizer: Tokenizer, first: int, last: int, before: int) -> list[Shown]:
-    """Samples [first, last) of a phase as its objective makes them; `before`: of the run's earlier phases."""
-    stream = reading.stream
-    origins = [_Places(source.corpus, name) for source, name in zip(stream.sources, reading.names, strict=True)]
+def shown(now: Opened, eod: int, first: int, last: int) -> list[Shown]:
+    """Samples [first, last) of a phase as its objective makes them; eod: what ends documents."""
+    stream, names = now.reading.stream, now.reading.names
+    sampler = Sampler(now.phase, stream, now.tokens)
+    origins = [_Places(source.corpus, name) for source, name in zip(stream.sources, names, strict=True)]
     found: list[Shown] = []
-    for slot, sample in batches(phase, stream):
+    for slot, sample in batches(now.phase, stream):
         if sample >= last:
             return found
         rows = np.arange(max(0, first - sample), min(slot.rows, last - sample))
         if len(rows):
-            found += _batch(phase, reading, tokenizer, origins, slot, rows, sample, before)
+            found += _batch(now, sampler, origins, eod, slot, rows, sample)
     raise AssertionError("batches never end")
 
 
 def _batch(
-    phase: Recipe,
-    reading: Reading,
-    tokenizer: Tokenizer,
-    origins: list[_Places],
-    slot: Slot,
-    rows: np.ndarray,
-    sample: int,
-    before: int,
+    now: Opened, sampler: Sampler, origins: list[_Places], eod: int, slot: Slot, rows: np.ndarray, sample: int
 ) -> list[Shown]:
     """Some rows of a batch, the first of which is sample number `sample` of the phase."""
-    stream, places = reading.stream, slot.place + rows * slot.length
+    stream, names = now.reading.stream, now.reading.names
+    places = slot.place + rows * slot.length
     packed = stream.rows(places, slot.length)
-    example = Sampler(phase, stream)(packed, places, before + sample + int(rows[0]))
-    inputs, targets, weights, documents, prefix = (
-        getattr(example, part) for part in ("inputs", "targets", "weights", "documents", "prefix")
-    )
+    example = sampler(packed, places, now.samples + sample + int(rows[0]))
+    documents = document_numbers(example.inputs, eod) if example.documents is None else example.documents
     found = []
     for row, place in enumerate(places.tolist()):
         source, pieces = stream.pieces(place, slot.length)
-        moved = not np.array_equal(inputs[row], packed.tokens[row, :-1])
-        # the last target that counts is the last input that is read, though nothing is predicted from it
-        held = [*(1 + np.flatnonzero((packed.weights[row] > 0) | (weights[row] > 0)))[-1:], 0]
-        held += [*np.flatnonzero(inputs[row] != tokenizer.eod)[-1:]]
+        inputs, weights = example.inputs[row], example.weights[row]
         found.append(
             Shown(
                 index=int(sample + rows[row]),
-                inputs=inputs[row],
-                targets=targets[row],
-                weights=weights[row],
-                documents=_numbers(inputs[row], tokenizer.eod) if documents is None else documents[row],
-                prefix=np.zeros(inputs.shape[1], bool) if prefix is None else prefix[row],
-                padding=np.arange(inputs.shape[1]) > max(held),
-                origins=() if moved else origins[source].origins(pieces),
-                about=reading.names[source] if len(reading.names) > 1 else "",
+                inputs=inputs,
+                targets=example.targets[row],
+                weights=weights,
+                documents=documents[row],
+                prefix=np.zeros(len(inputs), bool) if example.prefix is None else example.prefix[row],
+                padding=_padding(inputs, np.maximum(packed.weights[row], weights), eod),
+                origins=origins[source].origins(pieces),
+                moved=not np.array_equal(inputs, packed.tokens[row, :-1]),
+                about=names[source] if len(names) > 1 else "",
             )
         )
     return found
 
 
-def _numbers(tokens: np.ndarray, eod: int) -> np.ndarray:
-    """Documents of a row by what stands between ends, int64 [S]; an end belongs to what it ends."""
-    ends = tokens == eod
-    return np.cumsum(ends) - ends
+def _padding(inputs: np.ndarray, weights: np.ndarray, eod: int) -> np.ndarray:
+    """bool [S]: what fills the row up. The last target that counts is the last input that is read, though nothing that
+    counts is predicted from it."""
+    held = np.flatnonzero(inputs != eod)[-1:].tolist() + (1 + np.flatnonzero(weights > 0))[-1:].tolist()
+    return np.arange(len(inputs)) > max(held, default=0)
 
 
 class _Places:

@@ -54,6 +54,7 @@ def test_order_makes_lists_and_leaves_alone(call, mine):
     assert "(left out)" in clusters and "nearest to its centre" in clusters
     listed = call("data", "order", mine)
     assert "short: train by length" in listed and "clusters: train by clusters" in listed
+    assert "ordering   short: by length, " in call("data", "inspect", mine)
     assert "--exact-up-to=65536" in call("data", "order", "--help")
 
 
@@ -227,6 +228,15 @@ def test_show_of_a_later_phase_reads_on(call, mine):
     ids = [[title.split()[1] for _, title in reader.tokens] for reader in (one, two)]
     assert len(ids[0]) == 256 and ids[0] == ids[1], "the same tokens in samples of half the length"
     assert "phase b" in Path(later).read_text()
+
+
+def test_show_of_an_objective_with_prefixes(call, mine):
+    options = ["objective=prefix_lm", "model.prefix_mask=true"]
+    recipe = [argument for argument in minute(mine, 4, *options) if "span_tokens" not in argument]
+    reader = Reader(Path(call("data", "show", *recipe, "--samples=0:8").strip()).read_text())
+    prefixed = [names for names, _ in reader.tokens if "x" in names]
+    assert prefixed and len(prefixed) < len(reader.tokens)
+    assert sum("w0" in names for names in prefixed) >= len(prefixed) - 8, "but for its last, a prefix is not predicted"
 
 
 def test_show_of_buckets(call, mine):
