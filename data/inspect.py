@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from data.config import DataError
 from data.manifest import Manifest
 from data.orderings.store import load, names
 from data.shards import Blocks
@@ -30,10 +31,7 @@ def describe(path: Path | str) -> str:
     lines += _sources(manifest)
     if manifest.columns:
         lines.append("columns    " + ", ".join(f"{name} ({kind})" for name, kind in manifest.columns.items()))
-    for name in names(path):
-        about = load(path, name)
-        told = ", ".join(f"{one['documents']:,} documents of {split}" for split, one in about.splits.items())
-        lines.append(f"ordering   {name}: by {about.method}, {told}")
+    lines += [_ordering(path, name) for name in names(path)]
     if manifest.skipped:
         lines.append("left out   " + ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()))
     if manifest.baselines:
@@ -48,6 +46,16 @@ def describe(path: Path | str) -> str:
     lines.append(f"a held-out document: {meta['source'][0]}: {meta['path'][0]}, {meta['bytes'][0]:,} bytes")
     lines.extend("    " + line for line in text.splitlines()[:6])
     return "\n".join(lines)
+
+
+def _ordering(path: Path, name: str) -> str:
+    """What an ordering is, or why it is of no use."""
+    try:
+        found = load(path, name)
+    except DataError as error:
+        return f"ordering   {name}: NOT USABLE: {error}"
+    told = ", ".join(f"{one['documents']:,} documents of {split}" for split, one in found.splits.items())
+    return f"ordering   {name}: by {found.method}, {told}"
 
 
 def _sources(manifest: Manifest) -> list[str]:

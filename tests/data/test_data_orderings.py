@@ -13,6 +13,7 @@ import pytest
 
 from data.config import DataError
 from data.documents import Documents
+from data.inspect import describe
 from data.orderings import METHODS, load, make, names
 from data.orderings.base import silent
 from data.orderings.chain import heavy_path
@@ -225,6 +226,7 @@ def test_a_corpus_built_anew_refuses_old_orderings(corpus, build_small, tmp_path
     shutil.copytree(corpus / "orders", other / "orders")
     with pytest.raises(DataError, match=r"made for another corpus.*rm -r"):
         load(other, "old")
+    assert "ordering   old: NOT USABLE" in describe(other)
     with pytest.raises(DataError, match="made for another corpus"):
         make(other, "old", "shuffle", METHODS["shuffle"]())
 
