@@ -45,7 +45,7 @@ class Neighbours:
     exact_up_to: int = 65536
     """Up to so many documents neighbours are exact; of more they are sought in an inverted file."""
 
-    probes: int = 8
+    probes: int = 16
     """Lists of the inverted file that a document's neighbours are sought in."""
 
     seed: int = 0

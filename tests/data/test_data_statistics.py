@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tokenizers
 
 from data.config import DataError, TokenizerConfig
 from data.documents import Documents
+from data.manifest import Manifest
+from data.orderings import METHODS, make
 from data.spelling import bytes_of, spelling_of, texts_of
 from data.statistics import describe, statistics
 from data.tokenizers import Tokenizer, load_corpus_tokenizer
@@ -20,22 +26,29 @@ from data.tokenizers import Tokenizer, load_corpus_tokenizer
 TEXTS = ["Ünïcode – €uro\n\tx = 1\r\n", "日本語のテキスト and 🙂🙃", "plain text of words " * 5, ""]
 
 
-@pytest.fixture(scope="module")
-def described(tmp_path_factory, build_small) -> tuple[Path, list[dict]]:
-    """Documents of two files with a language, a quality that some lack, and a flag."""
-    place = tmp_path_factory.mktemp("described")
-    draw = random.Random(0)
-    records = []
-    for number in range(200):
-        record = {"text": f"{number} " + "ab cd " * draw.randint(1, 60), "language": draw.choice(["en", "en", "de"])}
-        if number % 4:
-            record["quality"] = draw.random()
-        records.append(record | {"clean": bool(number % 2)})
-    for name, part in (("one", records[:50]), ("two", records[50:])):
-        (place / f"{name}.jsonl").write_text("\n".join(json.dumps(record) for record in part))
-    corpus = tmp_path_factory.mktemp("corpora") / "described"
-    build_small(corpus, sources=(str(place / "one.jsonl"), str(place / "two.jsonl")))
-    return corpus, records
+@pytest.fixture
+def described(corpus_copy) -> tuple[Path, dict[str, list]]:
+    """The corpus with columns: a language, a quality that some documents lack, a flag; and what the columns hold."""
+    draw, manifest, columns = random.Random(0), Manifest.load(corpus_copy), {"language": [], "quality": [], "clean": []}
+    shards = []
+    for shard in manifest.splits["train"].shards:
+        file = corpus_copy / shard.meta_file
+        count = shard.documents
+        own = {
+            "language": [draw.choice(["en", "en", "de", None]) for _ in range(count)],
+            "quality": [draw.choice([None, draw.random(), draw.random()]) for _ in range(count)],
+            "clean": [draw.choice([True, False]) for _ in range(count)],
+        }
+        table = pq.read_table(file)
+        for name, values in own.items():
+            columns[name] += values
+            table = table.append_column(name, pa.array(values))
+        pq.write_table(table, file)
+        body = file.read_bytes()
+        shards.append(replace(shard, meta_size=len(body), meta_sha256=hashlib.sha256(body).hexdigest()))
+    splits = {**manifest.splits, "train": replace(manifest.splits["train"], shards=tuple(shards))}
+    replace(manifest, splits=splits).save(corpus_copy)
+    return corpus_copy, columns
 
 
 def test_figures_are_those_of_counting(byte_corpus):
@@ -63,25 +76,34 @@ def test_figures_are_those_of_counting(byte_corpus):
 
 
 def test_columns_of_any_kind(described):
-    corpus, records = described
+    corpus, columns = described
     documents = Documents(corpus)
-    known = set(documents.columns())
-    if not {"language", "quality", "clean"} <= known:
-        pytest.skip("this build keeps no columns of the user's")
     found = statistics(documents)
-    rows, (paths, files) = documents.numbers("row").astype(int), documents.labels("path")
-    mine = [records[row + (50 if "two" in files[path] else 0)] for row, path in zip(rows, paths, strict=True)]
-    qualities = [record["quality"] for record in mine if "quality" in record]
+    known = [value for value in columns["quality"] if value is not None]
     quality = found["signals"]["quality"]
-    assert quality["known"] == len(qualities) and quality["missing"] == len(mine) - len(qualities)
-    assert quality["mean"] == pytest.approx(np.mean(qualities)) and sum(quality["counts"]) == len(qualities)
-    languages = Counter(record["language"] for record in mine)
-    assert {one["value"]: one["documents"] for one in found["words"]["language"]["most"]} == languages
-    assert sum(one["tokens"] for one in found["words"]["language"]["most"]) == documents.tokens
-    assert {one["value"]: one["documents"] for one in found["words"]["clean"]["most"]}["true"] == sum(
-        record["clean"] for record in mine
-    )
+    assert quality["known"] == len(known) < len(documents) and quality["missing"] == len(documents) - len(known)
+    assert quality["mean"] == pytest.approx(np.mean(known)) and sum(quality["counts"]) == len(known)
+    counts, tokens, lengths = Counter(columns["language"]), Counter(), documents.lengths()
+    for language, length in zip(columns["language"], lengths.tolist(), strict=True):
+        tokens[language] += length
+    language = found["words"]["language"]
+    assert {one["value"]: (one["documents"], one["tokens"]) for one in language["most"]} == {
+        name: (counts[name], tokens[name]) for name in ("en", "de")
+    }
+    assert language["missing"] == counts[None] and language["different"] == 2
+    assert {one["value"]: one["documents"] for one in found["words"]["clean"]["most"]} == {
+        str(value).lower(): count for value, count in Counter(columns["clean"]).items()
+    }
     assert set(statistics(documents, ("quality",))["signals"]) == {"quality"}
+
+
+def test_a_signal_is_a_difficulty(described):
+    corpus, columns = described
+    with pytest.raises(DataError, match="have no finite value; set --missing=last"):
+        make(corpus, "hard", "difficulty", METHODS["difficulty"](column="quality"))
+    found = make(corpus, "hard", "difficulty", METHODS["difficulty"](column="quality", missing="drop"))[0]
+    values = [columns["quality"][number] for number in found.numbers("train")]
+    assert values == sorted(value for value in columns["quality"] if value is not None)
 
 
 def test_a_column_that_is_not_there(byte_corpus):

@@ -230,6 +230,18 @@ def test_show_of_a_later_phase_reads_on(call, mine):
     assert "phase b" in Path(later).read_text()
 
 
+def test_a_stream_reads_an_ordering(call, mine):
+    call("data", "order", mine, "--by=length", "--ratio=1", "--name=short")
+    options = ["data.ordering=short", "data.shuffle=none", "data.packing=cut"]
+    recipe = [argument for argument in minute(mine, 4, *options) if "span_tokens" not in argument]
+    page = Path(call("data", "show", *recipe, "--samples=0:30").strip()).read_text()
+    documents, numbers = Documents(mine), load(mine, "short").numbers("train")
+    seen = [re.search(r"document ([\d,]+) of the corpus", title) for _, title in Reader(page).tokens]
+    read = list(dict.fromkeys(int(found.group(1).replace(",", "")) for found in seen if found))
+    assert read == numbers[: len(read)].tolist() and len(read) > 1
+    assert documents.lengths()[read].tolist() == sorted(documents.lengths())[: len(read)]
+
+
 def test_show_of_an_objective_with_prefixes(call, mine):
     options = ["objective=prefix_lm", "model.prefix_mask=true"]
     recipe = [argument for argument in minute(mine, 4, *options) if "span_tokens" not in argument]
