@@ -14,6 +14,7 @@ from torch import Tensor
 from launcher.config import OptimizerConfig
 from models.config import ModelConfig
 from models.moe.config import MoEConfig
+from models.objectives.config import MaskedConfig, MiddleConfig, ObjectiveConfig, SpanConfig
 from parallel.config import ParallelConfig, PrecisionConfig
 
 SEQUENCES, LENGTH, VOCABULARY = 8, 16, 61
@@ -188,6 +189,32 @@ DIALECTS: dict[str, ModelConfig] = {
 }
 
 
+ORDINARY = 45  # of the 61 ids; the others are special tokens
+SPECIAL = {
+    **dict(zip(("<|mask|>", "<|sep|>", "<|end_of_span|>"), range(45, 48), strict=True)),
+    **dict(zip(("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"), range(48, 51), strict=True)),
+    **dict(zip(("<|mode_r|>", "<|mode_s|>"), range(51, 53), strict=True)),
+    **{f"<|sentinel_{number}|>": 53 + number for number in range(8)},
+}
+_SPANS = ObjectiveConfig("span_corruption", mode="<|mode_r|>", span_corruption=SpanConfig(rate=0.3, sentinels=8))
+_PREFIX = ObjectiveConfig("prefix_lm", mode="<|mode_s|>")
+_MASKED = ObjectiveConfig("masked_lm", masked_lm=MaskedConfig(rate=0.4))
+_BY_DOCUMENT = {"document_mask": True, "document_end": DOCUMENT_END, "reset_position_ids": True}
+# Objectives, and what they ask of the model.
+OBJECTIVES: dict[str, tuple[ObjectiveConfig, dict[str, Any]]] = {
+    "prefix_lm": (replace(_PREFIX, unit="document"), {"prefix_mask": True, **_BY_DOCUMENT}),
+    "masked_lm": (_MASKED, {"causal": False}),
+    "span_corruption": (_SPANS, {"prefix_mask": True}),
+    "ul2": (ObjectiveConfig("mixture", mixture=(_SPANS, _PREFIX)), {"prefix_mask": True}),
+    "codegen2": (ObjectiveConfig("mixture", mixture=(ObjectiveConfig(), replace(_SPANS, unit="document"))), {}),
+    "fill_in_the_middle": (
+        ObjectiveConfig("fill_in_the_middle", fill_in_the_middle=MiddleConfig(rate=0.9)),
+        {"attention_kernel": "varlen", **_BY_DOCUMENT},
+    ),
+    "masked_and_causal": (ObjectiveConfig("mixture", mixture=(_MASKED, ObjectiveConfig())), {"prefix_mask": True}),
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """A model to train and how: everything that a rank needs to know."""
@@ -200,12 +227,16 @@ class Case:
     seed: int = 7
     backend: str = "aot_eager"
     """What compiled blocks are compiled by: aot_eager does all but generate code, inductor is what runs use."""
+    objective: str = ""
+    """What is asked of the model: one of OBJECTIVES, or every next token."""
     wide: bool = False
     """A model whose matrices are larger than whatever else is allocated; never stepped."""
 
     @property
     def model(self) -> ModelConfig:
         """The dialect's model."""
+        if self.objective:
+            return replace(DIALECTS[self.dialect], **OBJECTIVES[self.objective][1])
         if not self.wide:
             return DIALECTS[self.dialect]
         return replace(DIALECTS[self.dialect], vocab_size=4000, hidden_size=512, ffn_size=1024)
@@ -239,6 +270,7 @@ class Case:
         words += [] if config.recompute == "none" else [config.recompute]
         words += [] if config.compile == "none" else ["compiled"]
         words += [self.dialect, self.optimizer.name]
+        words += [self.objective] if self.objective else []
         words += [] if self.precision.name == "fp32" else [self.precision.name]
         return "-".join(words)
 

@@ -10,15 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from launcher.batches import batch_of
 from launcher.optim.build import optimizer_factory
 from models.decoder import DecoderLayer
 from models.moe.telemetry import LayerRouting
+from models.objectives import Samples, Vocabulary, build_objective
 from parallel import compiled
 from parallel.check import check_engine, check_model, choose_engine
 from parallel.config import ParallelConfig
@@ -29,8 +32,13 @@ from parallel.engines.select import build_engine
 from parallel.mesh import Mesh
 from parallel.profile import Span, watched
 from tests.parallel.cases import (
+    DOCUMENT_END,
     LENGTH,
+    OBJECTIVES,
+    ORDINARY,
     SEQUENCES,
+    SPECIAL,
+    VOCABULARY,
     Case,
     documents_of_step,
     pairs_of_step,
@@ -90,12 +98,21 @@ def spec_of(case: Case, mesh: Mesh) -> EngineSpec:
 
 
 def batch_of_step(step: int, mesh: Mesh, case: Case | None = None) -> Batch:
-    """This data rank's rows of a step; with documents and prefixes where the model of the case sees prefixes, and with packed
-    pairs, of which only the decoder's part is predicted, where it has an encoder."""
+    """This data rank's rows of a step: what the case's objective makes of them, or every next token, with made-up documents and
+    prefixes where the model sees prefixes, and with packed pairs, of which only the decoder's part is predicted, where it has an
+    encoder."""
     rows = SEQUENCES // mesh.config.data
     start = mesh.place.data * rows
     own = slice(start, start + rows)
     tokens, weights = tokens_of_step(step)[own], weights_of_step(step)[own]
+    if case is not None and case.objective:
+        indices = np.arange(step * SEQUENCES + start, step * SEQUENCES + start + rows)
+        samples = Samples((tokens % ORDINARY).numpy(), indices, weights.numpy())
+        vocabulary = Vocabulary(VOCABULARY, DOCUMENT_END, SPECIAL)
+        example = build_objective(OBJECTIVES[case.objective][0], vocabulary, case.seed, case.model.encoder_length)(
+            samples
+        )
+        return batch_of(example, step * SEQUENCES + start)
     batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), weights, step * SEQUENCES + start)
     if case is not None and case.model.prefix_mask:
         return replace(batch, documents=documents_of_step(step)[own], prefix=prefix_of_step(step)[own])

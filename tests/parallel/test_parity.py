@@ -19,7 +19,7 @@ from parallel.config import ParallelConfig
 from parallel.schedule import SCHEDULES
 from tests.helpers.pool import Pools
 from tests.parallel import jobs
-from tests.parallel.cases import ADAMW, DIALECTS, SEQUENCES, SGD, Case
+from tests.parallel.cases import ADAMW, DIALECTS, OBJECTIVES, SEQUENCES, SGD, Case
 
 LOSS_TOLERANCE = 1e-5
 NORM_TOLERANCE = 1e-4  # of logits too: both show differences of single weights, where a loss averages over them
@@ -31,12 +31,13 @@ def case(
     *degrees: int,
     micro_batch: int = 2,
     engine: str = "deepspeed",
+    objective: str = "",
     **options: object,
 ) -> Case:
     """degrees: tensor, pipeline, data."""
     tensor, pipeline, data = degrees
     parallel = ParallelConfig(engine=engine, tensor=tensor, pipeline=pipeline, data=data, **options)  # type: ignore[arg-type]
-    return Case(dialect, parallel, optimizer=optimizer, micro_batch=micro_batch)
+    return Case(dialect, parallel, optimizer=optimizer, micro_batch=micro_batch, objective=objective)
 
 
 # A covering list: each option is seen with each axis, which a test below checks. The full product is a slow test.
@@ -249,7 +250,25 @@ PREFIX_LAYOUTS = [
     case("marked", SGD, 1, 2, 2, engine="torch", context=2, zero_stage=3, context_method="ulysses", micro_batch=1),
 ]
 
-EVERY_LAYOUT = LAYOUTS + TORCH_LAYOUTS + EXPERT_LAYOUTS + CONTEXT_LAYOUTS + PREFIX_LAYOUTS
+# Every objective on three axes and at some smaller layout, under both engines.
+OBJECTIVE_LAYOUTS = [
+    case("llama", SGD, 2, 2, 2, engine="torch", zero_stage=2, sequence_parallel=True, objective="prefix_lm"),
+    case("gpt", SGD, 1, 2, 1, zero_stage=1, objective="prefix_lm"),
+    case("gpt", SGD, 2, 2, 2, zero_stage=1, objective="masked_lm"),
+    case("llama", SGD, 1, 1, 1, engine="torch", context=2, zero_stage=3, objective="masked_lm"),
+    case("llama", ADAMW, 2, 2, 2, engine="torch", zero_stage=3, objective="span_corruption"),
+    case("qwen", SGD, 1, 1, 1, context=2, zero_stage=1, objective="span_corruption"),
+    case("qwen", SGD, 2, 2, 2, zero_stage=1, sequence_parallel=True, objective="ul2"),
+    case("llama", SGD, 2, 1, 1, engine="torch", objective="ul2"),
+    case("llama", SGD, 2, 2, 2, zero_stage=0, objective="codegen2"),
+    case("gpt", SGD, 1, 1, 2, engine="torch", zero_stage=3, objective="codegen2"),
+    case("llama", SGD, 2, 2, 2, engine="torch", zero_stage=2, micro_batch=1, objective="fill_in_the_middle"),
+    case("gpt", SGD, 1, 1, 1, context=2, context_method="ulysses", zero_stage=1, objective="fill_in_the_middle"),
+    case("gpt", SGD, 2, 2, 2, engine="torch", zero_stage=1, objective="masked_and_causal"),
+    case("llama", SGD, 1, 1, 2, zero_stage=2, objective="masked_and_causal"),
+]
+
+EVERY_LAYOUT = LAYOUTS + TORCH_LAYOUTS + EXPERT_LAYOUTS + CONTEXT_LAYOUTS + PREFIX_LAYOUTS + OBJECTIVE_LAYOUTS
 
 # Of four and eight processes, what others in the list come near; they run in `make test-all` and `make layouts`.
 LEFT_FOR_ALL = frozenset(
@@ -294,6 +313,11 @@ LEFT_FOR_ALL = frozenset(
         "1x4x1-torch-zero1-interleaved_zero_bubble-block-deep-sgd",
         "1x4x1-torch-zero2-dualpipev-deep-adamw",
         "1x2x2-torch-zero2-zbv-gpt-sgd",
+        "2x2x2-deepspeed-zero1-gpt-sgd-masked_lm",
+        "2x2x2-torch-zero3-llama-adamw-span_corruption",
+        "2x2x2-deepspeed-zero0-llama-sgd-codegen2",
+        "2x2x2-torch-zero2-llama-sgd-fill_in_the_middle",
+        "2x2x2-torch-zero1-gpt-sgd-masked_and_causal",
         "2x2x2-torch-zero2-sp-prefix-sgd",
         "2x2x2-deepspeed-zero1-sp-block-marked-sgd",
         "2x2x1-2ring-deepspeed-zero1-sp-prefix-sgd",
@@ -358,12 +382,12 @@ Reference = Callable[[Case], jobs.Curve]
 @pytest.fixture(scope="module")
 def reference(pools: Pools) -> Reference:
     """The curve of one process, each computed once."""
-    known: dict[tuple[str, str, int], jobs.Curve] = {}
+    known: dict[tuple[str, str, str, int], jobs.Curve] = {}
 
     def of(case: Case) -> jobs.Curve:
         # what routers ask for, and drop, is a matter of a micro-batch: there the reference has the same ones
         rows = case.micro_batch if case.model.moe.experts else SEQUENCES
-        key = (case.dialect, case.optimizer.name, rows)
+        key = (case.dialect, case.objective, case.optimizer.name, rows)
         if key not in known:
             known[key] = pools.run(1, jobs.train, case=replace(case.reference, micro_batch=rows))[0]
         return known[key]
@@ -499,6 +523,13 @@ def test_the_context_list_has_every_mask_by_every_method_under_every_engine() ->
     for axis in ("tensor", "pipeline", "data"):
         assert {c.parallel.context_method for c in CONTEXT_LAYOUTS if AXES[axis](c)} == {"ring", "ulysses"}, axis
         assert {c.parallel.engine for c in CONTEXT_LAYOUTS if AXES[axis](c)} == {"deepspeed", "torch"}, axis
+
+
+def test_every_objective_is_trained_on_three_axes_under_both_engines() -> None:
+    for objective in OBJECTIVES:
+        seen = [c for c in OBJECTIVE_LAYOUTS if c.objective == objective]
+        assert any(AXES["all three"](c) for c in seen), objective
+        assert {c.parallel.engine for c in seen} == {"deepspeed", "torch"}, objective
 
 
 def test_what_is_left_for_all_is_in_the_list() -> None:
