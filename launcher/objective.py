@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from launcher.config import Recipe, RecipeError
+from launcher.slots import lengths_of
 from models.config import ModelConfig
 from models.objectives.config import PAIRS, ObjectiveConfig
 
@@ -14,7 +15,7 @@ def check_objectives(phases: list[Recipe]) -> None:
         for part in phase.objective.parts:
             _check_sight(part, phase)
             _check_units(part, phase)
-            _check_sentinels(part, phase.train.sequence_length)
+            _check_sentinels(part, max(lengths_of(phase)))
     marking = ("masked_lm", *PAIRS)
     names = [part.name for phase in phases for part in phase.objective.parts]
     if phases[0].model.prefix_mask and not any(name in marking for name in names):
@@ -80,6 +81,6 @@ def _check_sentinels(part: ObjectiveConfig, length: int) -> None:
     spans = max(1, round(length * max(config.rate, config.final_rate) / config.mean_length))
     if spans > config.sentinels:
         raise RecipeError(
-            f"objective.span_corruption.sentinels={config.sentinels}: a sample of train.sequence_length={length} may have "
-            f"{spans} spans; raise it to {spans}, or raise objective.span_corruption.mean_length"
+            f"objective.span_corruption.sentinels={config.sentinels}: a sample of {length} tokens may have {spans} "
+            f"spans; raise it to {spans}, or raise objective.span_corruption.mean_length"
         )

@@ -23,7 +23,8 @@ RECORD = Path(__file__).with_name("layouts.txt")
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- layouts: begin -->\n", "<!-- layouts: end -->\n"
 DEGREES = ("tensor", "pipeline", "data", "context", "expert")  # these are the cells' letters, not rows
-MODEL = ("attention_window", "document_mask", "dropout", "tied_embeddings")  # rows where they are on
+# rows where they are on
+MODEL = ("attention_window", "document_mask", "dropout", "prefix_mask", "reset_position_ids", "tied_embeddings")
 MOE = ("aux_loss", "aux_scope", "z_loss", "bias_rate", "capacity", "shared_experts", "groups", "jitter")
 ENGINES = ("deepspeed", "torch")
 
@@ -46,6 +47,8 @@ def features(case: Case) -> list[tuple[str, str]]:
         (f"parallel.{name}", value) for name, value in told if (name, value) not in plain or shown.get(name, False)
     ]
     found += [(f"model.{name}", "") for name in MODEL if getattr(case.model, name)]
+    found += [("model.attention_kernel", "varlen")] if case.model.attention_kernel == "varlen" else []
+    found += [("objective", case.objective)] if case.objective else []
     moe = case.model.moe
     if moe.experts:
         on = [name for name in MOE if getattr(moe, name) != (0.0 if name == "aux_loss" else getattr(MoEConfig, name))]
@@ -62,7 +65,7 @@ def table(cases: Iterable[Case]) -> str:
             found.setdefault(feature, {}).setdefault(case.parallel.engine, set()).add(axes(case))
             examples.setdefault(feature, []).append(case)
     lines = ["| | deepspeed | torch |", "| --- | --- | --- |"]
-    for (name, value), engines in sorted(found.items(), key=lambda row: (row[0][0].startswith("model"), row[0])):
+    for (name, value), engines in sorted(found.items(), key=lambda row: (_rooms(row[0][0]), row[0])):
         cells = [
             " ".join(sorted(engines[engine], key=lambda told: (len(told), told)))
             if engine in engines
@@ -71,6 +74,11 @@ def table(cases: Iterable[Case]) -> str:
         ]
         lines.append(f"| `{name}{f'={value}' if value else ''}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _rooms(name: str) -> int:
+    """Options of the layout come first, then those of the model, then what is asked of it."""
+    return ("parallel", "model", "objective").index(name.split(".")[0])
 
 
 def _absent(engine: str, examples: list[Case]) -> str:
