@@ -14,7 +14,6 @@ from data.prefetch import Prefetcher
 from data.stream import Rows, Stream, TokenStream, hash_of
 from data.tokenizers import load_corpus_tokenizer
 from launcher.config import Recipe
-from launcher.objective import encoder_length_of
 from launcher.reading import Reading
 from launcher.slots import Slot, Slots
 from launcher.vocabulary import vocabulary_of
@@ -117,7 +116,7 @@ class Sampler:
 def objective_of(recipe: Recipe) -> Objective:
     """The objective of a phase, told of its corpus's tokenizer."""
     vocabulary = vocabulary_of(recipe.objective, load_corpus_tokenizer(recipe.data.home), recipe.data.home)
-    return build_objective(recipe.objective, vocabulary, recipe.seed, encoder_length_of(recipe.model))
+    return build_objective(recipe.objective, vocabulary, recipe.seed, recipe.model.encoder_length)
 
 
 def batch_of(example: Example, first_sample: int) -> Batch:

@@ -25,15 +25,10 @@ def check_objectives(phases: list[Recipe]) -> None:
         )
 
 
-def encoder_length_of(model: ModelConfig) -> int:
-    """Tokens of a sequence that the model's encoder reads; 0 for a decoder alone."""
-    return getattr(model, "encoder_length", 0)
-
-
 def _check_sight(part: ObjectiveConfig, phase: Recipe) -> None:
     """What is asked for must be hidden, and what is given be seen."""
     model = phase.model
-    if encoder_length_of(model):
+    if model.encoder_layers:
         if part.name not in PAIRS:
             raise RecipeError(
                 f"objective.name={part.name}: gives an encoder nothing to read; choose one of {', '.join(PAIRS)}, or "

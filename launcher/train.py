@@ -86,6 +86,7 @@ def engine_spec(phase: Recipe, mesh: Mesh) -> EngineSpec:
         micro_batches=phase.train.batch_sequences // (phase.train.micro_batch * mesh.config.data),
         sequence_length=phase.train.sequence_length,
         seed=phase.seed,
+        reweight=phase.objective.reweight,
     )
 
 

@@ -208,6 +208,33 @@ class WeightConfig:
 
 
 @dataclass(frozen=True)
+class ReweightConfig:
+    """Weights of samples by their losses while they are trained on (arXiv 2502.06733); losses of steps are told with them."""
+
+    name: str = "none"
+    """none; linupper, low losses count less; quadratic, low and high ones do; extremes, the middle does. The rule stands in
+    parallel/engines/loss.py; it looks at the sequences of one micro-batch."""
+    temperature: float = 1.0
+    """Divides the scores, which lie between -1 and 1, before a softmax makes weights of them: the lower, the more uneven."""
+    cap: float = 0.0
+    """linupper only: place between the lowest loss (-1) and the highest (1) above which weights grow no more."""
+
+    def __post_init__(self) -> None:
+        """Refuse options without effect."""
+        _one_of("objective.reweight.name", self.name, ("none", "linupper", "quadratic", "extremes"))
+        if self.temperature <= 0:
+            raise ModelError(f"objective.reweight.temperature={self.temperature}: must be above 0")
+        if not -1 < self.cap <= 1:
+            raise ModelError(f"objective.reweight.cap={self.cap}: must be above -1, the lowest loss, and at most 1")
+        if self.name == "none":
+            _refuse_changed(self, "objective.reweight", "objective.reweight.name=none", "set linupper or another")
+        elif self.name != "linupper" and self.cap != ReweightConfig.cap:
+            raise ModelError(
+                f"objective.reweight.cap={self.cap}: has no effect with objective.reweight.name={self.name}; leave it out"
+            )
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """What the model must predict."""
 
@@ -235,6 +262,8 @@ class ObjectiveConfig:
     """Names of special tokens."""
     weights: WeightConfig = WeightConfig()
     """How much targets count, by metadata."""
+    reweight: ReweightConfig = ReweightConfig()
+    """How much samples count, by their losses."""
 
     def __post_init__(self) -> None:
         """Refuse unknown objectives and options of others."""
@@ -267,7 +296,7 @@ class ObjectiveConfig:
             place = f"objective.mixture[{index}]"
             if part.name == "mixture":
                 raise ModelError(f"{place}.name=mixture: a mixture has no mixtures in it; list their parts")
-            for option in ("tokens", "weights"):
+            for option in ("tokens", "weights", "reweight"):
                 if getattr(part, option) != getattr(ObjectiveConfig, option):
                     raise ModelError(f"{place}.{option}: is one for all parts of a mixture; set objective.{option}")
 

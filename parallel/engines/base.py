@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.layers import Loss
 from models.moe.telemetry import LayerRouting
+from models.objectives.config import ReweightConfig
 from parallel.checkpoint.pieces import Piece
 from parallel.config import ParallelConfig, PrecisionConfig
 from parallel.shapes import micro_batch_rows
@@ -73,6 +73,7 @@ class EngineSpec:
     micro_batches: int
     sequence_length: int
     seed: int
+    reweight: ReweightConfig = ReweightConfig()
 
     def cut(self, batch: Batch) -> tuple[int, int]:
         """(sequences in each micro-batch of a batch whose sequences are whole, how many there are). A ragged last one would
@@ -134,13 +135,6 @@ def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, batch.inputs.shape[0], size):
         rows = slice(start, start + size)
         yield Batch(batch.inputs[rows], batch.targets[rows], batch.weights[rows], batch.first_sample + start)
-
-
-def weighted_loss(loss: Loss, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Sum of the weighted losses of logits [S', B, share of V], which are those of the last S' of targets and weights [B, S]:
-    an encoder's rows predict nothing, and have none."""
-    first = targets.shape[1] - logits.shape[0]
-    return (loss(logits, targets[:, first:].t().contiguous()) * weights[:, first:].t()).sum()
 
 
 def squared_norm(gradients: list[Tensor]) -> float:

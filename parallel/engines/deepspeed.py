@@ -57,10 +57,10 @@ from parallel.engines.base import (
     set_applied_steps,
     set_learning_rate,
     squared_norm,
-    weighted_loss,
 )
 from parallel.engines.deepspeed_experts import mark_experts, split_groups
 from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refresh_model
+from parallel.engines.loss import WeightedLoss
 from parallel.engines.routing import finish_routing
 from parallel.engines.state import parameter_pieces, routing_pieces
 from parallel.experts import same_on_replicas
@@ -77,7 +77,7 @@ class DeepSpeedEngine:
         self.dtype = model_dtype(spec.precision.name)
         self.clock, self.cut = Clock(spec.seed), cut_for(mesh)
         self.layers = layers_for(mesh, self.dtype, self.clock)
-        self.loss = self.layers.loss()
+        self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh)
         self.pipelined = mesh.config.pipeline > 1
         self._norm = 0.0
         self._room = (0, 0)
@@ -333,7 +333,7 @@ class DeepSpeedEngine:
             yield micro.inputs, (micro.targets, micro.weights)
 
     def _loss_sum(self, logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
-        return weighted_loss(self.loss, logits, *labels)
+        return self._loss(logits, *labels, training=self.module.training)
 
     def _clip_or_skip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Before the update at ZeRO 0: the global norm with replicated and tied parameters counted once, then clipping;

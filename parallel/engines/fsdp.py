@@ -46,8 +46,8 @@ from parallel.engines.base import (
     set_applied_steps,
     set_learning_rate,
     squared_norm,
-    weighted_loss,
 )
+from parallel.engines.loss import WeightedLoss
 from parallel.engines.pipeline import Pipeline, groups_of
 from parallel.engines.routing import finish_routing
 from parallel.engines.scale import LossScale
@@ -99,7 +99,7 @@ class FsdpEngine:
         self.dtype = model_dtype(spec.precision.name)
         self.clock, self.cut = Clock(spec.seed), cut_for(mesh)
         self.layers = layers_for(mesh, torch.float32, self.clock)
-        self.loss = self.layers.loss()
+        self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh)
         self.replicas = mesh.config.data_replicas if mesh.config.zero_stage else mesh.config.replicas
         self.stages = stage_count(mesh.config)
         self.dense = self._spread(1)
@@ -316,7 +316,8 @@ class FsdpEngine:
         return loss * self._factor
 
     def _weighted(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        return weighted_loss(self.loss, logits, targets.to(self.device), weights.to(self.device))
+        training = any(module.training for module in self.modules.values())
+        return self._loss(logits, targets.to(self.device), weights.to(self.device), training=training)
 
     def _forward(self, tokens: Tensor) -> Tensor | None:
         for module in self.modules.values():

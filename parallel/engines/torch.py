@@ -32,8 +32,8 @@ from parallel.engines.base import (
     set_applied_steps,
     set_learning_rate,
     squared_norm,
-    weighted_loss,
 )
+from parallel.engines.loss import WeightedLoss
 from parallel.engines.routing import finish_routing
 from parallel.engines.scale import LossScale
 from parallel.engines.state import parameter_pieces, routing_pieces
@@ -53,7 +53,7 @@ class TorchEngine:
         self.dtype = model_dtype(spec.precision.name)
         self.clock = Clock(spec.seed)
         self.layers = layers_for(mesh, self.dtype, self.clock)
-        self.loss = self.layers.loss()
+        self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh)
         with torch.device(self.device):
             self.model = Decoder(spec.model, self.layers, recompute=spec.parallel.recompute)
         self.layers.routing.place(self.device)
@@ -137,7 +137,8 @@ class TorchEngine:
 
     def _loss_sum(self, micro: Batch) -> Tensor:
         logits = self.model(micro.inputs.to(self.device))
-        return weighted_loss(self.loss, logits, micro.targets.to(self.device), micro.weights.to(self.device))
+        targets, weights = micro.targets.to(self.device), micro.weights.to(self.device)
+        return self._loss(logits, targets, weights, training=self.model.training)
 
     def _accumulate_in_float32(self) -> list:
         """Move each gradient into its master's float32 sum as soon as autograd has it."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from launcher.config import OptimizerConfig
 from models.config import ModelConfig
 from models.moe.config import MoEConfig
-from models.objectives.config import MaskedConfig, MiddleConfig, ObjectiveConfig, SpanConfig
+from models.objectives.config import MaskedConfig, MiddleConfig, ObjectiveConfig, ReweightConfig, SpanConfig
 from parallel.config import ParallelConfig, PrecisionConfig
 
 SEQUENCES, LENGTH, VOCABULARY = 8, 16, 61
@@ -211,6 +211,7 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, dict[str, Any]]] = {
         ObjectiveConfig("fill_in_the_middle", fill_in_the_middle=MiddleConfig(rate=0.9)),
         {"attention_kernel": "varlen", **_BY_DOCUMENT},
     ),
+    "reweighted": (ObjectiveConfig(reweight=ReweightConfig("linupper", 0.5)), {}),
     "masked_and_causal": (ObjectiveConfig("mixture", mixture=(_MASKED, ObjectiveConfig())), {"prefix_mask": True}),
 }
 
@@ -240,6 +241,11 @@ class Case:
         if not self.wide:
             return DIALECTS[self.dialect]
         return replace(DIALECTS[self.dialect], vocab_size=4000, hidden_size=512, ffn_size=1024)
+
+    @property
+    def by_micro_batch(self) -> bool:
+        """Whether what a micro-batch holds decides what is trained."""
+        return bool(self.model.moe.experts) or self.objective == "reweighted"
 
     @property
     def world_size(self) -> int:

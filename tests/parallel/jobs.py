@@ -22,6 +22,7 @@ from launcher.optim.build import optimizer_factory
 from models.decoder import DecoderLayer
 from models.moe.telemetry import LayerRouting
 from models.objectives import Samples, Vocabulary, build_objective
+from models.objectives.config import ReweightConfig
 from parallel import compiled
 from parallel.check import check_engine, check_model, choose_engine
 from parallel.config import ParallelConfig
@@ -94,12 +95,13 @@ def spec_of(case: Case, mesh: Mesh) -> EngineSpec:
         micro_batches=SEQUENCES // (case.micro_batch * mesh.config.data),
         sequence_length=LENGTH,
         seed=case.seed,
+        reweight=OBJECTIVES[case.objective][0].reweight if case.objective else ReweightConfig(),
     )
 
 
 def batch_of_step(step: int, mesh: Mesh, case: Case | None = None) -> Batch:
-    """This data rank's rows of a step: what the case's objective makes of them, or every next token, with made-up documents and
-    prefixes where the model sees prefixes, and with packed pairs, of which only the decoder's part is predicted, where it has an
+    """This data rank's rows of a step: what the case's objective makes of them, or every next token; with made-up documents and
+    prefixes where the model sees prefixes, and packed pairs, of which only the decoder's part is predicted, where it has an
     encoder."""
     rows = SEQUENCES // mesh.config.data
     start = mesh.place.data * rows

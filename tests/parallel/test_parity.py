@@ -264,6 +264,9 @@ OBJECTIVE_LAYOUTS = [
     case("gpt", SGD, 1, 1, 2, engine="torch", zero_stage=3, objective="codegen2"),
     case("llama", SGD, 2, 2, 2, engine="torch", zero_stage=2, micro_batch=1, objective="fill_in_the_middle"),
     case("gpt", SGD, 1, 1, 1, context=2, context_method="ulysses", zero_stage=1, objective="fill_in_the_middle"),
+    case("llama", SGD, 2, 2, 2, engine="torch", zero_stage=1, micro_batch=2, objective="reweighted"),
+    case("gpt", SGD, 1, 1, 1, context=2, zero_stage=1, micro_batch=4, objective="reweighted"),
+    case("llama", ADAMW, 1, 2, 2, zero_stage=1, objective="reweighted"),
     case("gpt", SGD, 2, 2, 2, engine="torch", zero_stage=1, objective="masked_and_causal"),
     case("llama", SGD, 1, 1, 2, zero_stage=2, objective="masked_and_causal"),
 ]
@@ -386,7 +389,7 @@ def reference(pools: Pools) -> Reference:
 
     def of(case: Case) -> jobs.Curve:
         # what routers ask for, and drop, is a matter of a micro-batch: there the reference has the same ones
-        rows = case.micro_batch if case.model.moe.experts else SEQUENCES
+        rows = case.micro_batch if case.by_micro_batch else SEQUENCES
         key = (case.dialect, case.objective, case.optimizer.name, rows)
         if key not in known:
             known[key] = pools.run(1, jobs.train, case=replace(case.reference, micro_batch=rows))[0]
