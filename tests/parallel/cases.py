@@ -211,6 +211,7 @@ OBJECTIVES: dict[str, tuple[ObjectiveConfig, dict[str, Any]]] = {
         ObjectiveConfig("fill_in_the_middle", fill_in_the_middle=MiddleConfig(rate=0.9)),
         {"attention_kernel": "varlen", **_BY_DOCUMENT},
     ),
+    "encoder_decoder": (replace(_SPANS, unit="document", mode=""), {}),
     "reweighted": (ObjectiveConfig(reweight=ReweightConfig("linupper", 0.5)), {}),
     "masked_and_causal": (ObjectiveConfig("mixture", mixture=(_MASKED, ObjectiveConfig())), {"prefix_mask": True}),
 }

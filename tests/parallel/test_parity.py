@@ -264,6 +264,8 @@ OBJECTIVE_LAYOUTS = [
     case("gpt", SGD, 1, 1, 2, engine="torch", zero_stage=3, objective="codegen2"),
     case("llama", SGD, 2, 2, 2, engine="torch", zero_stage=2, micro_batch=1, objective="fill_in_the_middle"),
     case("gpt", SGD, 1, 1, 1, context=2, context_method="ulysses", zero_stage=1, objective="fill_in_the_middle"),
+    case("t5", SGD, 2, 2, 2, engine="torch", zero_stage=2, objective="encoder_decoder"),
+    case("first", SGD, 1, 2, 1, zero_stage=1, objective="encoder_decoder"),
     case("llama", SGD, 2, 2, 2, engine="torch", zero_stage=1, micro_batch=2, objective="reweighted"),
     case("gpt", SGD, 1, 1, 1, context=2, zero_stage=1, micro_batch=4, objective="reweighted"),
     case("llama", ADAMW, 1, 2, 2, zero_stage=1, objective="reweighted"),
