@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.config import DataError
 from data.tokenizers import Tokenizer
 from launcher.config import RecipeError
 from models.objectives.base import Vocabulary
@@ -26,16 +27,21 @@ def vocabulary_of(objective: ObjectiveConfig, tokenizer: Tokenizer, path: Path |
 
 
 def special_tokens(objective: ObjectiveConfig, tokenizer: Tokenizer, path: Path | str) -> dict[str, int]:
-    """All special tokens of the tokenizer but `eod`, after a look whether the objective's are among them."""
-    known: dict[str, int] = dict(getattr(tokenizer, "special_tokens", {}))
+    """Ids of the objective's special tokens, and of all that the corpus was built with."""
+    known, missing = {name: tokenizer.special(name) for name in tokenizer.special_tokens}, []
     wanted = objective.special_tokens()
-    missing = [name for name in wanted.values() if name not in known]
+    for option, name in wanted.items():
+        try:
+            known[name] = tokenizer.special(name)  # the vocabulary of a file may have it, too
+        except DataError:
+            missing.append((option, name))
     if missing:
-        option = next(option for option, name in wanted.items() if name == missing[0])
+        option, name = missing[0]
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise RecipeError(
-            f"{option}={missing[0]}{more}: the tokenizer of {path} has no such special token, and objective.name="
-            f"{objective.name} writes it; build the corpus with it in tokenizer.special_tokens, or name one that is there"
+            f"{option}={name}{more}: the tokenizer of {path} has no such special token, and objective.name={objective.name} "
+            "writes it; build the corpus with it in tokenizer.special_tokens (tokenizer=bpe_special has all), or name one that "
+            "is there"
         )
     return known
 

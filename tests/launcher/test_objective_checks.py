@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from data.config import TokenizerConfig
-from data.tokenizers import make_tokenizer
+from data.tokenizers import Tokenizer, make_tokenizer
 from launcher.check import check_layout, with_vocabulary
 from launcher.compose import build_recipe, compose_tree, groups
 from launcher.config import Recipe, RecipeError
@@ -74,15 +72,21 @@ def test_a_tokenizer_that_lacks_a_special_token_is_told_of_with_a_cure() -> None
     recipe = recipe_of("objective=ul2", "model.prefix_mask=true")
     wanted = recipe.objective.special_tokens()
     assert len(wanted) == 103
-    known = {name: 300 + number for number, name in enumerate(wanted.values())}
-    whole = SimpleNamespace(special_tokens=known)
-    assert special_tokens(recipe.objective, whole, "corpora/x") == known  # type: ignore[arg-type]
+    whole = Tokenizer("byte", special_tokens=tuple(wanted.values()))
+    known = special_tokens(recipe.objective, whole, "corpora/x")
+    assert sorted(known.values()) == list(range(257, 360)) and set(known) == set(wanted.values())
     for name in ("<|sentinel_7|>", "<|mode_x|>"):
-        lacking = SimpleNamespace(special_tokens={key: value for key, value in known.items() if key != name})
+        lacking = Tokenizer("byte", special_tokens=[token for token in wanted.values() if token != name])
         with pytest.raises(RecipeError) as caught:
-            special_tokens(recipe.objective, lacking, "corpora/x")  # type: ignore[arg-type]
+            special_tokens(recipe.objective, lacking, "corpora/x")
         message = str(caught.value)
         assert name in message and "corpora/x" in message and "tokenizer.special_tokens" in message
+
+
+def test_the_tokenizer_recipe_with_special_tokens_has_those_of_every_objective() -> None:
+    for name in groups()["objective"]:
+        recipe = recipe_of(f"objective={name}", "tokenizer=bpe_special", *NEEDS.get(name, []))
+        assert set(recipe.objective.special_tokens().values()) <= set(recipe.tokenizer.special_tokens), name
 
 
 def test_words_of_a_trained_tokenizer_go_on_where_text_has_no_border() -> None:
