@@ -210,6 +210,12 @@ def _bench_train(arguments: list[str]) -> int:
     return bench(arguments)
 
 
+def _bench_attention(arguments: list[str]) -> int:
+    from launcher.bench.attention import main as bench
+
+    return bench(arguments)
+
+
 def _bench_moe(arguments: list[str]) -> int:
     from launcher.bench.moe import main as bench
 
@@ -311,6 +317,7 @@ HANDLERS: dict[str, Command] = {
     "checkpoint routing": _checkpoint_routing,
     "bench train": _bench_train,
     "bench moe": _bench_moe,
+    "bench attention": _bench_attention,
     "bench layouts": _bench_layouts,
     "bench data dedup": _bench_data_dedup,
     "bench data": _bench_data,
