@@ -11,7 +11,6 @@ from data.tokenizers import load_corpus_tokenizer
 from launcher.compose import build_recipe
 from launcher.config import Recipe, RecipeError
 from launcher.sampling import sample_text
-from models.core import document_numbers
 from models.decoder import Decoder, named_parameters
 from models.layers import PlainLayers
 from models.parameters import declaration
@@ -19,6 +18,7 @@ from models.random import Clock
 from parallel.checkpoint.pieces import Piece
 from parallel.checkpoint.reader import load, read_state
 from parallel.checkpoint.store import resolve
+from parallel.context import documents_of
 from parallel.engines.state import routing_pieces
 
 USAGE = "triaxis sample RUN PROMPT [--length N] [--temperature T] [--count N] [--step N] [--seed N]"
@@ -39,6 +39,7 @@ def sample_command(arguments: list[str]) -> int:
             shape=(1, window),
             temperature=float(options.get("--temperature", recipe.train.sample_temperature)),
             seed=int(options.get("--seed", recipe.seed)) + number,
+            encoder=recipe.model.encoder_length,
         )
         print(places[1] + text)
     return 0
@@ -73,14 +74,14 @@ class LoadedModel:
     """A whole model in float32 for looking at, in one process."""
 
     def __init__(self, model: Decoder, recipe: Recipe, clock: Clock) -> None:
-        self.model, self.end, self.clock = model.eval(), recipe.model.document_end, clock
+        self.model, self.config, self.clock = model.eval(), recipe.model, clock
 
     @torch.no_grad()
-    def next_logits(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
-        """tokens [B, S] -> logits float32 [B, V] after `position`."""
-        tokens = tokens[:, : position + 1]
-        self.clock.start(0, document_numbers(tokens, self.end))
-        return self.model(tokens)[position].float()
+    def next_logits(self, tokens: torch.Tensor, position: int, documents: torch.Tensor | None = None) -> torch.Tensor:
+        """tokens [B, S] -> logits float32 [B, V] after `position`. documents: int64 [B, S], or None for what ends part."""
+        documents = documents_of(self.config, tokens, tokens.device) if documents is None else documents
+        self.clock.start(0, None if documents is None else documents[:, : position + 1])
+        return self.model(tokens[:, : position + 1])[-1].float()
 
 
 def load_model(place: Path, step: int | None = None) -> tuple[LoadedModel, Recipe]:

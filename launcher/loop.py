@@ -94,6 +94,7 @@ def sample(run: Run, phase: Recipe, engine: Engine) -> list[tuple[str, str]]:
             shape=(train.micro_batch, train.sequence_length),
             temperature=train.sample_temperature,
             seed=phase.seed * 1_000_003 + run.counters.step * 101 + number,
+            encoder=phase.model.encoder_length,
         )
         run.tell("on_sample", run.counters.step, prompt, text)
         told.append((prompt, text))

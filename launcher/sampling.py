@@ -13,8 +13,8 @@ from torch import Tensor
 class Predicts(Protocol):
     """Anything with logits for the next token."""
 
-    def next_logits(self, tokens: Tensor, position: int) -> Tensor:
-        """tokens [B, S], position -> float32 [B, V]."""
+    def next_logits(self, tokens: Tensor, position: int, documents: Tensor | None = None) -> Tensor:
+        """tokens [B, S], position, documents int64 [B, S] -> float32 [B, V]."""
 
 
 class Encodes(Protocol):
@@ -39,23 +39,32 @@ def sample_text(
     shape: tuple[int, int],
     temperature: float,
     seed: int,
+    encoder: int = 0,
 ) -> str:
     """Continue `prompt` by at most `length` tokens; stops at the end of a document.
 
     shape: (B, S) of the forward pass; every row holds the same text, since a pipeline's shapes are fixed. The window keeps
-    the last S tokens. temperature 0 takes the likeliest token. Deterministic in seed; all ranks sample alike. Rows that
-    pad the model's vocabulary are never drawn.
+    the last S tokens. encoder: tokens of a row that an encoder reads: it is given the prompt, and the decoder begins from
+    nothing. temperature 0 takes the likeliest token. Deterministic in seed; all ranks sample alike. Rows that pad the model's
+    vocabulary are never drawn.
     """
     rows, window = shape
+    text = tokenizer.encode(prompt).tolist() if prompt else []
+    given = (text or [tokenizer.eod])[-encoder:] if encoder else []
     # every document follows the end of another
-    ids = [tokenizer.eod, *(tokenizer.encode(prompt).tolist() if prompt else [])]
+    ids = [tokenizer.eod, *([] if encoder else text)]
     begin = len(ids)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(length):
-        seen = ids[-window:]
+        seen = ids[encoder - window :]
         tokens = torch.full((rows, window), tokenizer.eod, dtype=torch.int64)
-        tokens[:, : len(seen)] = torch.tensor(seen)
-        logits = engine.next_logits(tokens, len(seen) - 1)[0, : tokenizer.vocab_size].cpu()
+        tokens[:, encoder : encoder + len(seen)] = torch.tensor(seen)
+        documents = None
+        if encoder:
+            tokens[:, : len(given)] = torch.tensor(given)
+            documents = torch.zeros_like(tokens)
+            documents[:, len(given) : encoder] = -1  # padding
+        logits = engine.next_logits(tokens, encoder + len(seen) - 1, documents)[0, : tokenizer.vocab_size].cpu()
         ids.append(_draw(logits, temperature, generator))
         if ids[-1] == tokenizer.eod:
             break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.config import Recipe
 from models.config import ModelConfig
@@ -58,23 +58,27 @@ def estimate(
     tokens = train.micro_batch * train.sequence_length // parallel.context
     micro_batches = train.batch_sequences // (train.micro_batch * data)
     in_flight = chunks_in_flight(parallel, stage, micro_batches)
-    layers = -(-model.layers // stage_count(parallel))
+    layers = -(-(model.layers + model.encoder_layers) // stage_count(parallel))
     last = stage == owner(parallel, stage_count(parallel) - 1)
-    logits = 8 * model.padded_vocab // parallel.tensor * tokens if last else 0
+    predicted = tokens - tokens * model.encoder_length // train.sequence_length
+    logits = 8 * model.padded_vocab // parallel.tensor * predicted if last else 0
+    kept = activation_bytes_per_token(model, parallel, size, train.sequence_length)
     return Memory(
         weights=(cut if zero == 3 else held) * size,
         gradients=(cut if zero >= 2 else held) * 4,
         optimizer=0 if parallel.offload_optimizer else states,
-        activations=activation_bytes_per_token(model, parallel, size) * layers * tokens * in_flight + logits,
+        activations=kept * layers * tokens * in_flight + logits,
     )
 
 
-def activation_bytes_per_token(model: ModelConfig, parallel: ParallelConfig, size: int) -> int:
-    """Bytes that one layer keeps for backward, for each token; of a mixture, whose experts' shares are taken to be even, the
-    mean over its layers."""
+def activation_bytes_per_token(model: ModelConfig, parallel: ParallelConfig, size: int, sequence_length: int) -> int:
+    """Bytes that one layer keeps for backward, for each token; of a mixture, whose experts' shares are taken to be even, and of
+    an encoder-decoder, of whose tokens a layer acts on a part, the mean over its layers."""
     hidden, width = model.hidden_size, model.head_width
     if parallel.recompute == "block":
         return hidden * size
+    if model.encoder_layers:
+        return _of_two_parts(model, parallel, size, sequence_length)
     outside = 4 * hidden * size // (parallel.tensor if parallel.sequence_parallel else 1)
     heads = (2 * model.heads + 2 * model.key_value_heads) * width
     core = (
@@ -89,3 +93,15 @@ def activation_bytes_per_token(model: ModelConfig, parallel: ParallelConfig, siz
         chosen = model.expert_width * (model.moe.top_k + model.moe.shared_experts)
         feed += mixtures * (products * chosen + 2 * model.moe.top_k * hidden * size)  # rows that are sent, and results
     return outside + core + feed // model.layers
+
+
+def _of_two_parts(model: ModelConfig, parallel: ParallelConfig, size: int, sequence_length: int) -> int:
+    """Each layer its own rows, and a decoder's layer attention to the encoder: queries and results on its rows, keys and values
+    on the encoder's."""
+    alone = replace(model, encoder_layers=0, encoder_length=0)
+    plain = activation_bytes_per_token(alone, parallel, size, sequence_length)
+    encoder = model.encoder_length / sequence_length
+    query, key_value = 2 * model.heads * model.head_width, 2 * model.key_value_heads * model.head_width
+    kept = (query + key_value * encoder / (1 - encoder)) * size / parallel.tensor + 2 * model.hidden_size * size
+    decoder = model.layers * (1 - encoder) * (plain + kept)
+    return int((model.encoder_layers * encoder * plain + decoder) / (model.encoder_layers + model.layers))

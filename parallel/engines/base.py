@@ -95,8 +95,9 @@ class Engine(Protocol):
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         """(loss sum in nats, valid tokens) over all replicas, without gradients."""
 
-    def next_logits(self, tokens: Tensor, position: int) -> Tensor:
-        """Logits float32 [B, V] after tokens [B, S] up to and including `position`; the same on every rank."""
+    def next_logits(self, tokens: Tensor, position: int, documents: Tensor | None = None) -> Tensor:
+        """Logits float32 [B, V] after tokens [B, S] up to and including `position`, of these documents int64 [B, S] or such as
+        the tokens themselves tell; the same on every rank."""
 
     def named_parameters(self) -> NamedParameters:
         """Logical name and local parameter of everything this rank holds."""

@@ -44,7 +44,7 @@ from models.parameters import declaration, initialise
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece, rectangles_of_range
 from parallel.compiled import compile_blocks
-from parallel.context import cut_for, documents_of, start_clock
+from parallel.context import cut_for, start_clock
 from parallel.engines.base import (
     Batch,
     EngineSpec,
@@ -142,8 +142,8 @@ class DeepSpeedEngine:
                 total += float(self._loss_sum(self.engine(micro.inputs.to(self.device)), _labels(micro, self.device)))
         return self.mesh.sum_over_data(total), valid
 
-    def next_logits(self, tokens: Tensor, position: int) -> Tensor:
-        self.clock.start(0, documents_of(self.spec.model, tokens, self.device))
+    def next_logits(self, tokens: Tensor, position: int, documents: Tensor | None = None) -> Tensor:
+        start_clock(self.clock, self.spec.model, Batch(tokens, tokens, tokens, 0, documents), self.device)
         length, tokens = tokens.shape[1], self.cut.take(tokens.to(self.device))
         if not self.pipelined:
             self.engine.eval()

@@ -31,7 +31,7 @@ from models.parameters import Declaration, declaration, initialise
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece
 from parallel.compiled import compile_blocks
-from parallel.context import cut_for, documents_of, start_clock
+from parallel.context import cut_for, start_clock
 from parallel.engines.base import (
     Batch,
     EngineSpec,
@@ -161,8 +161,8 @@ class FsdpEngine:
         return self._sum_over_world(total, 0.0)[0], self.mesh.sum_over_data(float(batch.weights.sum()))
 
     @torch.no_grad()
-    def next_logits(self, tokens: Tensor, position: int) -> Tensor:
-        self.clock.start(0, documents_of(self.spec.model, tokens, self.device))
+    def next_logits(self, tokens: Tensor, position: int, documents: Tensor | None = None) -> Tensor:
+        start_clock(self.clock, self.spec.model, Batch(tokens, tokens, tokens, 0, documents), self.device)
         logits = logits_at(self._forward(self.cut.take(tokens)), position, tokens.shape[1], self.mesh)
         self._reshard()
         size = (tokens.shape[0], self.spec.model.padded_vocab)

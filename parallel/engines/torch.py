@@ -17,7 +17,7 @@ from models.random import Clock
 from parallel.checkpoint.pieces import Piece
 from parallel.compiled import compile_blocks
 from parallel.config import ParallelError
-from parallel.context import documents_of, start_clock
+from parallel.context import start_clock
 from parallel.engines.base import (
     Batch,
     EngineSpec,
@@ -106,9 +106,9 @@ class TorchEngine:
                 total += float(self._loss_sum(micro))
         return total, float(batch.weights.sum())
 
-    def next_logits(self, tokens: Tensor, position: int) -> Tensor:
+    def next_logits(self, tokens: Tensor, position: int, documents: Tensor | None = None) -> Tensor:
         self.model.eval()
-        self.clock.start(0, documents_of(self.spec.model, tokens, self.device))
+        start_clock(self.clock, self.spec.model, Batch(tokens, tokens, tokens, 0, documents), self.device)
         with torch.no_grad():
             return self.model(tokens.to(self.device))[position - tokens.shape[1]].float()
 

@@ -95,7 +95,9 @@ def test_rows_that_pad_the_vocabulary_are_never_sampled() -> None:
     class Padded:
         """A model that likes nothing better than its padding."""
 
-        def next_logits(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
+        def next_logits(
+            self, tokens: torch.Tensor, position: int, documents: torch.Tensor | None = None
+        ) -> torch.Tensor:
             return torch.tensor([[0.0] * 257 + [1000.0] * 3])
 
     text = sample_text(Padded(), Tokenizer("byte"), "", length=40, shape=(1, 8), temperature=1.0, seed=1)

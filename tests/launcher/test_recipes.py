@@ -59,7 +59,8 @@ def test_a_directory_of_own_recipes_is_searched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", groups()["model"])
 def test_every_model_composes_with_an_experiment(name: str) -> None:
-    recipe = recipe_of("experiment=tiny", f"model={name}", "data.path=x")
+    pairs = ["objective=prefix_lm", "train.sequence_length=1024"] if name.startswith("t5") else []
+    recipe = recipe_of("experiment=tiny", f"model={name}", "data.path=x", "train.micro_batch=1", *pairs)
     assert recipe.model.name == name
     assert recipe.run.name == "tiny"
     check_layout(recipe, 1)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from transformers import T5Config, T5ForConditionalGeneration
 
 from models.config import ModelConfig, RopeScaling, count_active_parameters, count_parameters
 from models.decoder import Decoder
@@ -89,7 +90,9 @@ ROUNDED = {
     "gpt3_175b": (175e9, 0.005),
     "mtnlg_530b": (530e9, 0.001),
 }
-OWN = {"llama_1b": 1_104_218_112, "tiny": 3_475_712, "moe_tiny": 10_520_832}
+# theirs has 32 relative position biases a head in each stack, in whose place positions are rotary
+T5 = {"t5_v1_1_small": 76_961_152, "t5_v1_1_base": 247_577_856}
+OWN = {"llama_1b": 1_104_218_112, "tiny": 3_475_712, "moe_tiny": 10_520_832, "t5_tiny": 4_000_768}
 TOKENIZER_SIZE = 1024  # stands in where a preset takes the tokenizer's
 
 
@@ -126,6 +129,7 @@ def test_every_preset_is_in_a_table() -> None:
         *OPT,
         *ROUNDED,
         *MIXTURES,
+        *T5,
         *OWN,
     }
 
@@ -136,7 +140,7 @@ def test_exact_counts(preset: str) -> None:
     unused = 2 * config.hidden_size if preset in OPT else 0
     assert count_parameters(config) + unused == (EXACT | OPT | OWN)[preset]
     assert built_parameters(config) + unused == (EXACT | OPT | OWN)[preset]
-    assert preset == "moe_tiny" or their_parameters(config) == (EXACT | OPT | OWN)[preset]
+    assert preset in ("moe_tiny", "t5_tiny") or their_parameters(config) == (EXACT | OPT | OWN)[preset]
 
 
 @pytest.mark.parametrize("preset", ROUNDED)
@@ -157,6 +161,26 @@ def test_counts_of_mixtures(preset: str) -> None:
     assert built_parameters(config) == count_parameters(config)
 
 
+@pytest.mark.parametrize("preset", T5)
+def test_counts_of_encoder_decoders(preset: str) -> None:
+    config = load(preset)
+    assert count_parameters(config) + 2 * 32 * config.heads == T5[preset]
+    assert built_parameters(config) == count_parameters(config)
+    shape = T5Config(
+        vocab_size=config.vocab_size,
+        d_model=config.hidden_size,
+        d_kv=config.head_width,
+        d_ff=config.ffn_width,
+        num_layers=config.encoder_layers,
+        num_decoder_layers=config.layers,
+        num_heads=config.heads,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        theirs = sum(parameter.numel() for parameter in T5ForConditionalGeneration(shape).parameters())
+    assert theirs + config.vocab_size * config.hidden_size == T5[preset], "transformers 5 ties the head, v1.1 does not"
+
+
 @pytest.mark.parametrize("preset", ACTIVE)
 def test_what_a_token_uses(preset: str) -> None:
     published = ACTIVE[preset]
@@ -169,7 +193,7 @@ def test_every_mixture_but_openmoe_is_held_to_what_a_token_uses() -> None:
     assert mixtures == {*ACTIVE, "openmoe_8b", "openmoe_34b", "moe_tiny"}
 
 
-@pytest.mark.parametrize("preset", [*EXACT, *OPT, *ROUNDED, *MIXTURES, *OWN])
+@pytest.mark.parametrize("preset", [*EXACT, *OPT, *ROUNDED, *MIXTURES, *T5, *OWN])
 def test_headers_state_the_count(preset: str) -> None:
     comment = [line for line in (RECIPES / "model" / f"{preset}.yaml").read_text().splitlines() if line.startswith("#")]
     assert f"{count_parameters(load(preset)):,} parameters" in "\n".join(comment)
