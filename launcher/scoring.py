@@ -35,10 +35,11 @@ def load_scorer(run: str, tokens: int, option: str = "corpus.clean: step perplex
         model, recipe = load_model(Path(run))
     except CheckpointError as error:
         raise DataError(f"{option} = {run!r}: {error}") from error
-    if not recipe.model.causal:
+    if not recipe.model.causal or recipe.model.encoder_layers:
+        why = f"encoder_layers={recipe.model.encoder_layers}" if recipe.model.encoder_layers else "causal=false"
         raise DataError(
-            f"{option} = {run!r}: model.causal=false, and only a model that predicts the next token "
-            "gives a perplexity; name another run"
+            f"{option} = {run!r}: model.{why}, and only a model that predicts the next token of a whole text gives a "
+            "perplexity; name another run"
         )
     torch.set_num_threads(1)  # a build has a process a core; and sums in a fixed order
     window = min(recipe.model.max_sequence, recipe.train.sequence_length)
@@ -96,7 +97,7 @@ class RunScorer:
         for row, part in enumerate(parts):
             samples[row, : len(part)] = torch.from_numpy(part)
         inputs, targets = samples[:, :-1], samples[:, 1:]
-        self.model.clock.start(0, document_numbers(inputs, self.model.end))
+        self.model.clock.start(0, document_numbers(inputs, self.model.config.document_end))
         logits = self.model.model(inputs.contiguous())[..., : self.tokenizer.vocab_size].float()  # [S, B, V]
         losses = F.cross_entropy(logits.permute(1, 2, 0), targets, reduction="none").double()
         sizes = torch.tensor([len(part) - 1 for part in parts])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from data.clean.pipeline import Pipeline
 from data.config import DataError
 from data.document import Document
 from data.tokenizers import load_corpus_tokenizer
+from launcher import scoring
+from launcher.config import Recipe
 from launcher.generate import load_model
 from launcher.scoring import load_scorer
 
@@ -90,3 +93,14 @@ def test_a_run_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"step perplexity, run = '.*nowhere': "):
         load_scorer(str(tmp_path / "nowhere"), 0)
     assert os.getcwd() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"causal": False}, "model.causal=false"), ({"encoder_layers": 2, "encoder_length": 8}, "model.encoder_layers=2")],
+)
+def test_a_model_without_a_perplexity_is_refused(changes: dict, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(Recipe(), model=replace(Recipe().model, **changes))
+    monkeypatch.setattr(scoring, "load_model", lambda place: (None, recipe))
+    with pytest.raises(DataError, match=f"{told}.*perplexity; name another run"):
+        load_scorer("runs/other", 0)

@@ -3,6 +3,7 @@ lists of (rows of the global batch, tokens of each)."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from models.config import ModelConfig
-from parallel.config import ParallelConfig, ParallelError
+from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
+from parallel.engines.base import Batch, EngineSpec
 from parallel.shapes import MOST_COMPILED, check_shapes, micro_batch_rows
 from tests.helpers.pool import Pools
 from tests.parallel import shape_jobs
@@ -120,6 +122,27 @@ def test_changing_shapes_match_one_process(name: str, layout: Case, pools: Pools
 
 def test_a_micro_batch_keeps_its_tokens() -> None:
     assert [micro_batch_rows(2, 16, length) for length in (4, 8, 12, 16, 24, 32, 64)] == [8, 4, 2, 2, 1, 1, 1]
+
+
+def test_what_is_let_through_is_what_engines_can_cut() -> None:
+    """Every data rank's part of a global batch is cut without rest, or the batch is refused; nothing lies between."""
+    taken = 0
+    for data, micro_batch, rows, length in itertools.product((1, 2, 3), (1, 2, 5), range(1, 25), (8, 20, 32, 48, 128)):
+        spec = EngineSpec(
+            MODEL, ParallelConfig(data=data), PrecisionConfig("fp32"), torch.optim.SGD, 1.0, micro_batch, 1, 32, 1
+        )
+        share, rest = divmod(rows, data)
+        batch = Batch(*[torch.zeros(share, length)] * 3, first_sample=0)
+        try:
+            check_shapes(spec.parallel, MODEL, [(rows, length)], micro_batch=micro_batch, sequence_length=32)
+        except ParallelError:
+            assert rest or share < 1 or share % micro_batch_rows(micro_batch, 32, length)
+            continue
+        size, count = spec.cut(batch)
+        assert not rest and size * count == share
+        assert size * length <= max(micro_batch * 32, length), "a micro-batch keeps its tokens"
+        taken += 1
+    assert taken > 100
 
 
 MODEL = ModelConfig(vocab_size=1000, hidden_size=64, layers=12, heads=4, ffn_size=128, max_sequence=256)
