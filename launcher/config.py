@@ -74,7 +74,8 @@ class TrainConfig:
     ramp_increment: int = 0
     """Tokens by which a batch grows from stage to stage; 0: by ramp_from."""
     micro_batch: int = 8
-    """Sequences that go through the model at once on each data rank."""
+    """Sequences that go through the model at once on each data rank; of buckets of another length than sequence_length, as
+    many as have no more tokens."""
     validate_every_tokens: int = 0
     """Tokens between validations; 0 validates only at the end."""
     validation_tokens: int = 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from parallel.engines.base import Batch
+from parallel.engines.pipeline import Stage
 from parallel.mesh import Mesh
 from parallel.shapes import check_shapes
 from tests.parallel.cases import DOCUMENT_END, LENGTH, VOCABULARY, Case
@@ -29,6 +32,19 @@ def shaped_batch(step: int, first: int, shape: tuple[int, int], mesh: Mesh, enco
     start = mesh.place.data * share
     own = slice(start, start + share)
     return Batch(tokens[own, :-1].contiguous(), tokens[own, 1:].contiguous(), weights[own], first + start)
+
+
+def stages_alive(case: Case, shapes: Shapes) -> int:
+    """How many stages of torch's pipeline this rank keeps after steps of these shapes, where nobody collects garbage."""
+    with laid_out(case) as (engine, mesh):
+        gc.collect()
+        gc.disable()
+        try:
+            for step, shape in enumerate(shapes):
+                engine.step(shaped_batch(step, 0, shape, mesh, case.model.encoder_length), 1e-3)
+            return sum(isinstance(found, Stage) for found in gc.get_objects())
+        finally:
+            gc.enable()
 
 
 def train_shapes(case: Case, shapes: Shapes) -> Curve:

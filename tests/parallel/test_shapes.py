@@ -120,6 +120,13 @@ def test_changing_shapes_match_one_process(name: str, layout: Case, pools: Pools
     assert_routes_alike(curves, expected)
 
 
+@pytest.mark.parametrize(("schedule", "held"), [("1f1b", 1), ("zbv", 2)])
+def test_stages_of_earlier_shapes_are_let_go(schedule: str, held: int, pools: Pools) -> None:
+    """They hold room for all that their micro-batches receive."""
+    layout = case("deep", SGD, 1, 2, 1, engine="torch", schedule=schedule, micro_batch=1)
+    assert pools.run(2, shape_jobs.stages_alive, case=layout, shapes=BUCKETS) == [held, held]
+
+
 def test_a_micro_batch_keeps_its_tokens() -> None:
     assert [micro_batch_rows(2, 16, length) for length in (4, 8, 12, 16, 24, 32, 64)] == [8, 4, 2, 2, 1, 1, 1]
 
