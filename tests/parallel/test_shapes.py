@@ -120,6 +120,30 @@ def test_changing_shapes_match_one_process(name: str, layout: Case, pools: Pools
     assert_routes_alike(curves, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "layout"),
+    [
+        ("bf16", case("llama", SGD, 1, 1, 2, zero_stage=2)),
+        ("bf16", case("gpt", SGD, 1, 2, 1, zero_stage=1, micro_batch=1)),
+        ("bf16", case("llama", SGD, 1, 2, 1, engine="torch", schedule="zbv", micro_batch=1)),
+        ("fp16", case("gpt", SGD, 1, 1, 2, engine="torch", zero_stage=3)),
+    ],
+    ids=str,
+)
+def test_narrow_numbers_are_as_near_as_in_one_process(precision: str, layout: Case, pools: Pools) -> None:
+    """The rule of test_precision: not farther from the float32 curve than twice what one process is."""
+
+    def losses(of: Case, name: str) -> torch.Tensor:
+        narrow = replace(of, precision=PrecisionConfig(name))
+        return torch.tensor(pools.run(of.world_size, shape_jobs.train_shapes, case=narrow, shapes=BUCKETS)[0].losses)
+
+    alone = replace(layout.reference, micro_batch=layout.micro_batch)
+    exact = losses(alone, "fp32")
+    rounding = (losses(alone, precision) - exact).abs().max()
+    assert 0 < (losses(layout, precision) - exact).abs().max() <= 2 * rounding
+
+
 @pytest.mark.parametrize(("schedule", "held"), [("1f1b", 1), ("zbv", 2)])
 def test_stages_of_earlier_shapes_are_let_go(schedule: str, held: int, pools: Pools) -> None:
     """They hold room for all that their micro-batches receive."""
