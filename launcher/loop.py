@@ -13,7 +13,7 @@ from launcher.optim.schedule import Schedule
 from launcher.profile import profiled
 from launcher.run import Run, TrainingError, passed
 from launcher.sampling import sample_text
-from models.config import flops_per_token
+from models.flops import flops_per_token
 from parallel.engines.base import Engine, StepResult
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from models.config import ModelConfig, mean_keys, two_part_costs
+from models.config import ModelConfig
+from models.flops import mean_keys, two_part_costs
 
 
 def block_count(config: ModelConfig) -> int:

@@ -13,7 +13,8 @@ from launcher.bench.measure import WARM_UP
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe
 from launcher.machine import peak_flops
-from models.config import count_parameters, flops_per_token
+from models.config import count_parameters
+from models.flops import flops_per_token
 
 EXPERIMENTS = ("gpt2_124m", "llama_1b")
 MICRO_BATCHES = 4  # of a step: enough that the optimizer weighs about as little as in a long run

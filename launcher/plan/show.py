@@ -14,7 +14,8 @@ from launcher.check import check_budget, check_layout, with_vocabulary
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.plan.memory import Memory, estimate, human
-from models.config import count_active_parameters, count_parameters, flops_per_token
+from models.config import count_active_parameters, count_parameters
+from models.flops import flops_per_token
 from parallel.check import resolve_world
 from parallel.config import ParallelConfig
 from parallel.paper import PaperRank, build_rank

@@ -19,11 +19,10 @@ from models.config import (
     ModelError,
     RopeScaling,
     count_parameters,
-    flops_per_token,
-    mean_keys,
 )
 from models.core import visible
 from models.decoder import Decoder, named_parameters
+from models.flops import flops_per_token, mean_keys
 from models.layers import PlainLayers
 from tests.models.helpers import GPT, LLAMA, changed, random_decoder, random_tokens, run
 

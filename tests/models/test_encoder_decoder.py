@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
 from models.blocks import block_costs, block_count
-from models.config import ModelConfig, ModelError, count_parameters, flops_per_token
+from models.config import ModelConfig, ModelError, count_parameters
 from models.decoder import CrossLayer, Decoder, DecoderLayer, EncoderLayer, named_parameters
+from models.flops import flops_per_token
 from models.layers import PlainLayers
 from models.random import Clock
 from tests.models.helpers import error, gradients_of, random_decoder, random_tokens, weights_of, worst_error
