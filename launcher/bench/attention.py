@@ -57,17 +57,17 @@ def _compare(model: ModelConfig, length: int, mean: int, rounds: int) -> dict[st
     """Seconds of each way, and how many times as fast as a dense mask document by document is."""
     generator, sequences = torch.Generator().manual_seed(0), max(1, TOKENS // length)
     counts = (model.heads, model.key_value_heads, model.key_value_heads)
-    parts = [
+    query, key, value = (
         torch.randn(length, sequences, count, model.head_width, generator=generator, requires_grad=True)
         for count in counts
-    ]
+    )
     outward = torch.randn(length, sequences, model.heads * model.head_width, generator=generator)
     clock = Clock(0)
     clock.start(0, (torch.rand(sequences, length, generator=generator) < 1 / mean).long().cumsum(1))
 
     def contender(**options: bool) -> Callable[[], None]:
         core = core_of(CoreSpec(heads=model.heads, window=model.attention_window, **options), clock)
-        return lambda: core(*parts, 0, True).backward(outward)
+        return lambda: core(query, key, value, 0, True).backward(outward)
 
     ways = {
         "varlen": contender(documents=True, varlen=True),
@@ -82,8 +82,8 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     machine = figures["environment"]["machine"]
     console.print(
-        f"{figures['heads']} heads ({figures['kv_heads']} of keys and values) of {figures['head_size']}, float32, micro-batches "
-        f"of {TOKENS} tokens, {figures['threads']} threads; {machine['cpu']}, {machine['cores']} cores, load "
+        f"{figures['heads']} heads ({figures['kv_heads']} of keys and values) of {figures['head_size']}, float32, "
+        f"micro-batches of {TOKENS} tokens, {figures['threads']} threads; {machine['cpu']}, {machine['cores']} cores, load "
         f"{figures['load_before']:.1f} before; {figures['rounds']} rounds"
     )
     found = new_table(
