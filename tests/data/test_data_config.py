@@ -76,9 +76,13 @@ def test_every_field_is_documented(name):
 def test_recipes_are_valid_configurations(file):
     text = file.read_text()
     values = yaml.safe_load(text)
+    for name in values.pop("defaults", []):
+        values = {**yaml.safe_load((file.parent / f"{name}.yaml").read_text()), **values}
     assert text.startswith("# ")
     filled = {"sources": ["stdlib"], "path": "tokenizer.json"}  # what a person must give
     values = {key: value or filled.get(key, value) for key, value in values.items()}
     if "sources" in values:
         values["sources"] = tuple(values["sources"])
+    if "special_tokens" in values:
+        values["special_tokens"] = tuple(values["special_tokens"])
     (CorpusConfig if file.parent.name == "corpus" else TokenizerConfig)(**values)
