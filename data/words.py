@@ -25,7 +25,9 @@ MOST_WORDS = 1 << 19
 """Words that are remembered; about 100 bytes each."""
 
 LONGEST = 64
-"""Bytes of the longest word that is remembered; only those of up to 16 are in the table, others in a dictionary."""
+"""Bytes of the longest word that is remembered; only those of up to _TABLE_BYTES are in the table, others in a dictionary."""
+
+_TABLE_BYTES = 24
 
 _SLOT_BITS = 20
 _LAST_SLOT = (1 << _SLOT_BITS) - 1
@@ -109,13 +111,13 @@ class WordEncoder:
         self._eod, self._dtype = eod, dtype
         self._entry_of = np.full(1 << _SLOT_BITS, -1, np.int64)
         # Keys by entry and not by slot: frequent words are met early, so theirs are together and stay in the caches.
-        self._first, self._second = np.zeros(1 << 12, np.uint64), np.zeros(1 << 12, np.uint64)
+        self._keys = [np.zeros(1 << 12, np.uint64) for _ in range(3)]
         self._known: dict[bytes, int] = {}
         self._starts, self._counts = np.zeros(1 << 12, np.int64), np.zeros(1 << 12, np.int64)
         self._ids = np.zeros(1 << 14, dtype)
         self._used = 0
-        key = np.array([_END, 0], np.uint64)
-        self._place(self._remember(bytes([_END]), [eod]), int(_slots(key[:1], key[1:])[0]), key)
+        key = [np.array([eight], np.uint64) for eight in (_END, 0, 0)]
+        self._place(self._remember(bytes([_END]), [eod]), int(_slots(*key)[0]), key, 0)
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text with `eod` behind them; DataError for text that is not Unicode (lone surrogates)."""
@@ -155,21 +157,29 @@ class WordEncoder:
     def _look_up(self, data: bytes, begins: np.ndarray) -> np.ndarray:
         """The entry of each word, int64 [words]; words that were not known are then."""
         lengths = np.diff(begins, append=len(data))
-        first, second = _keys(data, begins, lengths)
-        slots = _slots(first, second)
+        keys = _keys(data, begins, lengths)
+        slots = _slots(*keys)
         entries = self._entry_of.take(slots)
-        left = np.flatnonzero((self._first.take(entries) != first) | (self._second.take(entries) != second))
-        left = left[entries[left] >= 0]
+        left = np.flatnonzero((entries >= 0) & self._differ(entries, keys))
         while len(left):  # another word has the slot: the next one
             slots[left] = (slots[left] + 1) & _LAST_SLOT
-            found = self._entry_of[slots[left]]
-            entries[left] = found
-            left = left[(found >= 0) & ((self._first[found] != first[left]) | (self._second[found] != second[left]))]
-        entries[lengths > 16] = -1
-        self._learn(data, begins, entries, slots, np.stack([first, second], axis=1))
+            entries[left] = self._entry_of[slots[left]]
+            left = left[(entries[left] >= 0) & self._differ(entries[left], [key[left] for key in keys])]
+        entries[lengths > _TABLE_BYTES] = -1
+        self._learn(data, begins, entries, slots, keys)
         return entries
 
-    def _learn(self, data: bytes, begins: np.ndarray, entries: np.ndarray, slots: np.ndarray, keys: np.ndarray) -> None:
+    def _differ(self, entries: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
+        """Whether the words of entries are not those of the keys, bool [words]."""
+        known, wanted = self._keys, keys
+        differ = known[0].take(entries) != wanted[0]
+        differ |= known[1].take(entries) != wanted[1]
+        differ |= known[2].take(entries) != wanted[2]
+        return differ
+
+    def _learn(
+        self, data: bytes, begins: np.ndarray, entries: np.ndarray, slots: np.ndarray, keys: Sequence[np.ndarray]
+    ) -> None:
         """Fills the gaps in `entries`. Words that are not remembered get entries behind those that are, which hold until
         the next batch."""
         passing: dict[bytes, list[int]] = {}
@@ -183,8 +193,8 @@ class WordEncoder:
                 ids = self._encode(text.decode())
                 if len(text) <= LONGEST and len(self._known) < MOST_WORDS:
                     entry = self._remember(text, ids)
-                    if len(text) <= 16:
-                        self._place(entry, int(slots[word]), keys[word])
+                    if len(text) <= _TABLE_BYTES:
+                        self._place(entry, int(slots[word]), keys, word)
                 else:
                     passing[text] = ids
             if entry < 0:
@@ -203,18 +213,19 @@ class WordEncoder:
         self._used = self._write(entry, self._used, ids)
         return entry
 
-    def _place(self, entry: int, slot: int, key: np.ndarray) -> None:
-        """Puts an entry in the table, in the first empty slot from the given one on."""
+    def _place(self, entry: int, slot: int, keys: Sequence[np.ndarray], word: int) -> None:
+        """Puts an entry in the table, in the first empty slot from the given one on, with the key of a word."""
         while self._entry_of[slot] >= 0:
             slot = (slot + 1) & _LAST_SLOT
         self._entry_of[slot] = entry
-        self._first[entry], self._second[entry] = key
+        for known, key in zip(self._keys, keys, strict=True):
+            known[entry] = key[word]
 
     def _write(self, entry: int, place: int, ids: list[int]) -> int:
         """Puts the ids of an entry at a place; returns the place behind them."""
         while entry >= len(self._starts):
             self._starts, self._counts = _doubled(self._starts), _doubled(self._counts)
-            self._first, self._second = _doubled(self._first), _doubled(self._second)
+            self._keys = [_doubled(key) for key in self._keys]
         while place + len(ids) > len(self._ids):
             self._ids = _doubled(self._ids)
         self._starts[entry], self._counts[entry] = place, len(ids)
@@ -229,25 +240,28 @@ def _doubled(array: np.ndarray) -> np.ndarray:
 _MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 
 
-def _keys(data: bytes, begins: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the second eight bytes of each word, zeros where it has ended, uint64 [words] each."""
+def _keys(data: bytes, begins: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """The first, second and third eight bytes of each word, zeros where it has ended, uint64 [words] each."""
     columns = len(data) // 8 + 3
-    padded = np.frombuffer(data + bytes(32), np.uint8)
+    padded = np.frombuffer(data + bytes(40), np.uint8)
     # The eight bytes from each place on, aligned: those from place 8 c + r on are at [r, c].
     eights = np.empty((8, columns), np.uint64)
     for row, line in enumerate(eights.view(np.uint8)):
         line[:] = padded[row : row + 8 * columns]
     places = (begins & 7) * columns + (begins >> 3)
     flat = eights.reshape(-1)
-    first = flat.take(places) & _MASKS.take(np.minimum(lengths, 8))
-    second = np.zeros(len(begins), np.uint64)
-    longer = np.flatnonzero(lengths > 8)
-    second[longer] = flat.take(places[longer] + 1) & _MASKS.take(np.minimum(lengths[longer], 16) - 8)
-    return first, second
+    keys = [flat.take(places) & _MASKS.take(np.minimum(lengths, 8))]
+    for eight in (1, 2):  # few words are that long
+        keys.append(np.zeros(len(begins), np.uint64))
+        longer = np.flatnonzero(lengths > 8 * eight)
+        rest = np.minimum(lengths[longer] - 8 * eight, 8)
+        keys[-1][longer] = flat.take(places[longer] + eight) & _MASKS.take(rest)
+    return keys
 
 
-def _slots(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _slots(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarray:
     """Where in the table a key is looked for first, int64 [words]."""
     mixed = first * _MIX[0] ^ second * _MIX[1]
+    mixed += third
     mixed = (mixed ^ (mixed >> np.uint64(32))) * _MIX[2]
     return (mixed >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)

@@ -19,7 +19,7 @@ from data.build.merge import merge, provenance
 from data.build.place import Place, Presence, locked
 from data.build.plan import Part, differences, plan_parts, spec_of
 from data.build.settle import decide, read_settled, settle
-from data.build.work import ENCODE, run_stage
+from data.build.work import ENCODE, Workers
 from data.config import CorpusConfig, DataError, TokenizerConfig
 from data.manifest import MANIFEST, Manifest
 from data.shards import Blocks
@@ -72,14 +72,9 @@ class _Build:
         seams: Any,
         lock: int,
     ) -> None:
-        self._corpus, self._tokenizer, self._progress, self._share, self._lock = (
-            corpus,
-            tokenizer,
-            progress,
-            share,
-            lock,
-        )
+        self._tokenizer, self._progress, self._share = tokenizer, progress, share
         self._job = Job(corpus, str(directory), seams)
+        self._workers = Workers(self._job, corpus.workers or len(os.sched_getaffinity(0)), lock)
         files = list_files(corpus.sources)
         self._spec = spec_of(corpus, tokenizer, files)
         self._parts = plan_parts(files, corpus.part_bytes)
@@ -94,6 +89,7 @@ class _Build:
         try:
             return self._stages(place)
         finally:
+            self._workers.close()
             if self._presence:
                 self._presence.leave()
 
@@ -132,8 +128,7 @@ class _Build:
             if self._presence:
                 self._presence.touch()
 
-        workers = self._corpus.workers or len(os.sched_getaffinity(0))
-        run_stage(self._job, stage, left, workers, self._lock, report)
+        self._workers.run(stage, left, report)
         while missing := sum(not mark(part).exists() for part in self._parts):
             if not (wait and self._presence and self._presence.others()):
                 return False

@@ -28,14 +28,30 @@ ENCODE = -1
 """The stage after all cleaning stages: tokens and shards."""
 
 
-def run_stage(job: Job, stage: int, parts: Sequence[Part], workers: int, lock: int, report: Report) -> None:
-    """Does a stage for all given parts. lock: a descriptor that processes hold while they live."""
-    if workers > 1 and len(parts) > 1 and sum(part.size for part in parts) >= IN_PROCESS_BYTES:
-        with _Team(job, min(workers, len(parts)), lock) as team:
-            team.run([(stage, part) for part in parts], report)
-        return
-    for part in parts:
-        _do(job, stage, part, report)
+class Workers:
+    """Does stages: in this process, or in processes that are started when they are worth it and live until `close`.
+
+    lock: a descriptor that the processes hold while they live.
+    """
+
+    def __init__(self, job: Job, count: int, lock: int) -> None:
+        self._job, self._count, self._lock = job, count, lock
+        self._team: _Team | None = None
+
+    def run(self, stage: int, parts: Sequence[Part], report: Report) -> None:
+        """Does a stage for all given parts."""
+        if self._count > 1 and len(parts) > 1 and sum(part.size for part in parts) >= IN_PROCESS_BYTES:
+            if self._team is None:
+                self._team = _Team(self._job, min(self._count, len(parts)), self._lock)
+            self._team.run([(stage, part) for part in parts], report)
+            return
+        for part in parts:
+            _do(self._job, stage, part, report)
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are at."""
+        if self._team is not None:
+            self._team.close()
 
 
 def _do(job: Job, stage: int, part: Part, report: Report) -> None:
@@ -88,10 +104,7 @@ class _Team:
             "fewer processes (corpus.workers) if memory was short"
         )
 
-    def __enter__(self) -> _Team:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         for process, link in self._members:
             link.close()
             process.terminate()

@@ -161,7 +161,7 @@ def _documents(text: str) -> Iterator[str]:
 
 
 def _write(path: Path, documents: list[str], copies: int) -> int:
-    """The documents as .jsonl, each copy after the first with every fiftieth of its words another one; returns bytes of
+    """The documents as .jsonl, each copy after the first with one in 25 of its words another one; returns bytes of
     text. Copies as they are would be dropped by Triaxis, and be words that were all seen before."""
     size = 0
     with path.open("w", encoding="utf-8") as out:
@@ -170,7 +170,8 @@ def _write(path: Path, documents: list[str], copies: int) -> int:
             def varied(match: re.Match[str], copy: int = copy) -> str:
                 word = match[0]
                 drawn = key("bench", copy, word)
-                return word[drawn % len(word) :] + word[: drawn % len(word)] if drawn % 50 == 0 else word
+                at = 1 + drawn % (len(word) - 1)
+                return word[at:] + word[:at] if drawn // 64 % 25 == 0 else word
 
             for number, document in enumerate(documents):
                 text = document if copy == 0 else re.sub(r"[A-Za-z]{4,}", varied, document)
@@ -226,7 +227,7 @@ def main(arguments: list[str]) -> int:
     """Entry point of the command."""
     parser = argparse.ArgumentParser(prog="triaxis bench data build", description=__doc__.splitlines()[0])
     parser.add_argument("--text", default="stdlib", help="what corpus.sources takes: a path, a glob, or stdlib")
-    parser.add_argument("--copies", type=int, default=3, help="how often the text is taken, each time varied")
+    parser.add_argument("--copies", type=int, default=4, help="how often the text is taken, each time varied")
     parser.add_argument("--vocab", type=int, default=32_768, help="ids of the byte-level BPE that is trained on it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default=sys.executable, help="the interpreter that has datasets and megatron-core")
