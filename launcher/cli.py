@@ -222,6 +222,12 @@ def _bench_moe(arguments: list[str]) -> int:
     return bench(arguments)
 
 
+def _bench_data_build(arguments: list[str]) -> int:
+    from launcher.bench.databuild import main as bench
+
+    return bench(arguments)
+
+
 def _bench_data_dedup(arguments: list[str]) -> int:
     from launcher.bench.datadedup import main as bench
 
@@ -319,6 +325,7 @@ HANDLERS: dict[str, Command] = {
     "bench moe": _bench_moe,
     "bench attention": _bench_attention,
     "bench layouts": _bench_layouts,
+    "bench data build": _bench_data_build,
     "bench data dedup": _bench_data_dedup,
     "bench data": _bench_data,
     "completion": _completion,

@@ -79,6 +79,8 @@ def test_recipes_are_valid_configurations(file):
     for name in values.pop("defaults", []):
         values = {**yaml.safe_load((file.parent / f"{name}.yaml").read_text()), **values}
     assert text.startswith("# ")
+    for name in values.pop("defaults", []):  # what a recipe builds on
+        values = yaml.safe_load((file.parent / f"{name}.yaml").read_text()) | values
     filled = {"sources": ["stdlib"], "path": "tokenizer.json"}  # what a person must give
     values = {key: value or filled.get(key, value) for key, value in values.items()}
     if "sources" in values:
