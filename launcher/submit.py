@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from data.build import build
+from data.clean.base import Scorer, Seams
 from data.manifest import Manifest
 from launcher.check import check_corpus, check_directory, check_recipe, check_same_run, check_streams, with_epochs
 from launcher.compose import (
@@ -162,7 +163,14 @@ def build_corpus(recipe: Recipe) -> Manifest:
 def build_share(recipe: Recipe, share: tuple[int, int] | None) -> Manifest | None:
     """Build a recipe's corpus, or the i-th of n shares of it; None while other shares are missing."""
     with progress_bar("corpus", recipe.corpus.name) as progress:
-        return build(recipe.corpus, recipe.tokenizer, progress, share=share)
+        return build(recipe.corpus, recipe.tokenizer, progress, share=share, seams=Seams(open_scorer))
+
+
+def open_scorer(run: str, tokens: int) -> Scorer:
+    """`launcher.scoring.load_scorer`, imported (and torch with it) only where a cleaning step scores."""
+    from launcher.scoring import load_scorer
+
+    return load_scorer(run, tokens)
 
 
 @contextmanager

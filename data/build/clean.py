@@ -126,7 +126,8 @@ def _again(job: Job, stage: int, part: Part, about: _About, report: Report) -> I
     assert before.last
     with np.load(job.place.decided(stage - 1) / f"{part.number:05d}.npz") as found:
         arrays = dict(found)
-    decision = Decision(arrays.pop("keep"), {name.removeprefix("column "): array for name, array in arrays.items()})
+    keep, note = arrays.pop("keep"), str(arrays.pop("note"))
+    decision = Decision(keep, {name.removeprefix("column "): array for name, array in arrays.items()}, note)
     spool, tallies = Spool(job.place.cleaned(stage - 1, part.number)), Tally(before.last[0])
     for first, documents in spool.frames():
         through, tally = before.apply(documents, decision.part(first, first + len(documents)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data.clean.pipeline import Pipeline
 from data.config import CorpusConfig, TokenizerConfig
 from data.manifest import FORMAT
 from data.sources import Piece, SourceFile, inventory_hash
@@ -52,12 +53,13 @@ def plan_parts(files: list[SourceFile], part_bytes: int) -> list[Part]:
 
 def spec_of(corpus: CorpusConfig, tokenizer: TokenizerConfig, files: list[SourceFile] | None) -> dict[str, Any]:
     """Everything that decides the contents of a corpus; `corpus.sources (their files)` only when files are given."""
+    cleaning = Pipeline(corpus.clean)
     spec: dict[str, Any] = {
         "format": FORMAT,
         "corpus.sources": list(corpus.sources),
         "corpus.text_field": corpus.text_field,
         "corpus.columns": list(corpus.columns),
-        "corpus.clean": [dict(step) for step in corpus.clean],
+        "corpus.clean": cleaning.spec(),
         "corpus.validation_fraction": corpus.validation_fraction,
         "corpus.max_document_bytes": corpus.max_document_bytes,
         "corpus.shard_tokens": corpus.shard_tokens,
@@ -67,6 +69,8 @@ def spec_of(corpus: CorpusConfig, tokenizer: TokenizerConfig, files: list[Source
     }
     if files is not None:
         spec["corpus.sources (their files)"] = inventory_hash(files)
+        if contents := cleaning.contents():
+            spec["corpus.clean (files it reads)"] = contents
     return spec
 
 

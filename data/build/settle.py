@@ -39,14 +39,14 @@ _HASH_RANGE = 1 << 64
 def decide(job: Job, stage: int, parts: Sequence[Part]) -> None:
     """The global step that ends cleaning stage `stage`: signatures of all parts to a decision a part."""
     assert job.pipeline
-    found = [np.load(job.place.cleaned(stage, part.number) / "signatures.npy") for part in parts]
+    found = [np.load(job.place.cleaned(stage, part.number) / "signatures.npy", mmap_mode="r") for part in parts]
     decision = job.pipeline.stages[stage].decide(found)
     with committed(job.place.decided(stage)) as directory:
         start = 0
         for part, signatures in zip(parts, found, strict=True):
             own = decision.part(start, start + len(signatures))
             columns: dict[str, Any] = {f"column {name}": values for name, values in own.columns.items()}
-            np.savez(directory / f"{part.number:05d}.npz", keep=own.keep, **columns)
+            np.savez(directory / f"{part.number:05d}.npz", keep=own.keep, note=np.array(own.note), **columns)
             start += len(signatures)
 
 

@@ -100,15 +100,15 @@ class Pipeline:
         return tuple(dict.fromkeys(name for config in self.configs for name in config.writes))
 
     def spec(self) -> list[dict[str, Any]]:
-        """All that decides what the steps do: every option, defaults too, and hashes of the files they read."""
+        """Every step with every option, defaults too, as JSON data."""
         return [
-            {
-                "step": config.name,
-                **{item.name: getattr(config, item.name) for item in fields(config)},  # type: ignore[arg-type]
-                **{f"contents of {path}": _hash(path) for path in getattr(config, "inputs", ())},
-            }
+            {"step": config.name, **{item.name: _plain(getattr(config, item.name)) for item in fields(config)}}  # type: ignore[arg-type]
             for config in self.configs
         ]
+
+    def contents(self) -> dict[str, str]:
+        """Hashes of the files that steps read (lists, test sets), by path: they decide the result as options do."""
+        return {path: _hash(path) for config in self.configs for path in getattr(config, "inputs", ())}
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -146,6 +146,10 @@ class Pipeline:
                     "it writes; put {step: signals} before it"
                 )
             written.update(config.writes)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _hash(path: str) -> str:

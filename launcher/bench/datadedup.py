@@ -6,9 +6,10 @@ Originals are made of words drawn by Zipf's law; a third of the documents are co
 words was replaced, so that their Jaccard similarities are spread over 0.3 to 1; the exact similarity is computed for each.
 Every contender gets the same texts, makes signatures of the same shingles (5 words), permutations (112), bands and rows
 (14 x 8), in one thread, and tells which documents stay: the step `minhash` of a corpus, tally included, and datasketch's
-MinHash and MinHashLSH with query and insert, once with its default hash (SHA-1) and once with xxHash. Times are of the CPU: all
-compute in one thread, and other work on a shared machine then counts less. Theory is of a copy and its original alone; the step's
-clusters also join through third documents, datasketch's queries through earlier ones.
+MinHash and MinHashLSH with query and insert, once with its default hash (SHA-1) and once with xxHash.
+
+Times are of the CPU: all compute in one thread, and other work on a shared machine then counts less. Theory is of a copy and
+its original alone; the step's clusters also join through third documents, datasketch's queries through earlier ones.
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ import pickle
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,3 +231,10 @@ def test_no_text_is_too_strange_for_any_step(texts, many):
     for one, other in pairwise(tallies):
         assert one.after == other.before and one.characters_after == other.characters_before
     assert all(document.text.strip() for document in left)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "recipes" / "corpus").glob("*.yaml")), ids=str)
+def test_steps_of_recipes_are_understood(file):
+    steps = yaml.safe_load(file.read_text()).get("clean", [])
+    assert [step["step"] for step in Pipeline(steps).spec()] == [step["step"] for step in steps]
+    assert steps or file.stem not in ("web", "c4", "stdlib_clean", "stdlib_scored")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from data.clean.addresses import AddressList, host_and_path
@@ -227,7 +229,11 @@ def test_the_contents_of_lists_are_part_of_what_a_corpus_was_made_from(tmp_path)
     file = tmp_path / "domains"
     steps = [{"step": "urls", "block_files": [str(file)]}]
     file.write_text("a.org\n")
-    before = Pipeline(steps).spec()
-    assert before == Pipeline(steps).spec() and before[0]["missing"] == "keep"
+    before = Pipeline(steps).contents()
+    assert list(before) == [str(file)] and before == Pipeline(steps).contents()
     file.write_text("b.org\n")
-    assert before != Pipeline(steps).spec()
+    assert before != Pipeline(steps).contents()
+    (spec,) = Pipeline(steps).spec()
+    assert spec["missing"] == "keep" and spec["allow"] == [] and json.loads(json.dumps(spec)) == spec
+    with pytest.raises(DataError, match="'nowhere' cannot be read"):
+        Pipeline([{"step": "urls", "block_files": ["nowhere"]}]).contents()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from dataclasses import replace
@@ -104,3 +105,27 @@ def test_a_model_without_a_perplexity_is_refused(changes: dict, told: str, monke
     monkeypatch.setattr(scoring, "load_model", lambda place: (None, recipe))
     with pytest.raises(DataError, match=f"{told}.*perplexity; name another run"):
         load_scorer("runs/other", 0)
+
+
+def test_a_build_cuts_by_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What a recipe says goes through the command, processes and stages to a corpus, the same at one process and at two."""
+    from launcher.cli import main
+
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(30):
+        (text / f"{number:02d}.txt").write_text(
+            f"{number} {KNOWN} {KNOWN}" if number % 3 else f"qq{number} ÿ§zz {number * 'x%'}!"
+        )
+    steps = f"[{{step: perplexity, run: {run}}}, {{step: quantile, column: bits_per_byte, high: 0.6}}, {{step: exact}}]"
+    found = []
+    for workers in (1, 2):
+        directory = tmp_path / f"corpus{workers}"
+        options = ["corpus=files", "corpus.name=scored", f"corpus.sources=[{text}]", f"corpus.directory={directory}"]
+        options += [f"corpus.clean={steps}", "tokenizer=byte", f"corpus.workers={workers}", f"data.path={directory}"]
+        assert main(["data", "build", *options]) == 0, capsys.readouterr()
+        tallies = json.loads((directory / "cleaning.json").read_text())
+        assert [tally["step"] for tally in tallies] == ["perplexity", "quantile", "exact"]
+        assert tallies[1]["note"].startswith("kept bits_per_byte from ") and tallies[1]["after"] == 18
+        found.append({path.name: path.read_bytes() for path in directory.glob("*.tar")})
+    assert found[0] == found[1] and found[0]
