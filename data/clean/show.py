@@ -35,7 +35,7 @@ def details(tally: Tally, examples: int = 2) -> str:
     lines = [f"{tally.step}: {tally.note}" if tally.note else tally.step]
     for kind, reasons in (("documents", tally.reasons), ("lines", tally.lines)):
         for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])):
-            lines.append(f"  {count:,} {kind}: {reason}")
+            lines.append(f"  {count:,} {kind if count != 1 else kind[:-1]}: {reason}")
             for sample in [sample for sample in tally.samples if sample.reason == reason][:examples]:
                 detail = f" ({sample.detail})" if sample.detail and sample.detail != "line" else ""
                 text = " ".join(sample.text.split())
