@@ -3,8 +3,8 @@
     triaxis bench data [--peers PYTHON] [--only NAME…] [--tokens N] [--rounds N] [--json FILE] [--png FILE] [experiment=…]
 
 Every loader is a process with one thread that gives batches a model can take, and all take turns. Peers run in the interpreter
-that --peers names (a virtual environment with `pip install triaxis[bench]`, whose pins are not Triaxis's); one that is not
-installed there is left out and said to be. What is written for them goes to a scratch directory and is removed.
+that --peers names (a virtual environment of their own with `pip install -e .[peers]`, since their pins are not Triaxis's); one
+that is not installed there is left out and said to be. What is written for them goes to a scratch directory and is removed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(
             "absent": absent,
             "disk": disk | {name: size / 2 / tokens for name, size in sizes.items() if size},
             "loaders": bench.race([*list(OURS)[:2], *installed], rounds, batches, long),
-            "resume": bench.resume(rounds),
+            "resume": bench.resume(max(1, rounds // 2)),
             "waiting": waiting(recipe, batches),
         }
 
