@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from data.config import CacheConfig, DataError, TokenizerConfig
-from data.index_tar import HASH_RANGE, Found, Task, index_tar
+from data.index_tar import HASH_RANGE, Found, Task, index_tar, sample_of
 from data.manifest import FORMAT, Manifest, Split
 from data.members import Options
 from data.plain import PLAIN, TARS, write_seen
@@ -77,20 +77,19 @@ def index(
         raise DataError(
             f"--out {config.directory}: is there already; delete it (rm -r {directory}) or name another directory"
         )
-    if tokenizer.kind in ("bpe", "unigram"):
+    if tokenizer.trained:
         raise DataError(
             f"tokenizer.kind={tokenizer.kind}: is trained on text, which `triaxis data build` does; to index tars name one "
             "that exists: tokenizer=file tokenizer.path=…, or tokenizer=byte"
         )
-    made = make_tokenizer(tokenizer, [])
     location, files = _common(expand(list(config.tars)), directory)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        made.save(partial / TOKENIZER_DIRECTORY)
         options = Options(config.text_field, config.member)
         threshold = int(config.validation_fraction * HASH_RANGE)
         absolute = location if scheme(location) else str((directory / location).resolve())
+        made = _tokenizer(tokenizer, Path(absolute) / files[0], options, partial)
         tasks = [
             Task(number, absolute, file, partial, directory.name, options, threshold, cache or CacheConfig())
             for number, file in enumerate(files)
@@ -107,6 +106,16 @@ def index(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def _tokenizer(config: TokenizerConfig, tar: Path, options: Options, partial: Path) -> Tokenizer:
+    """The tokenizer, written beside the index. Its fast way is taken where texts of the first tar are at hand to try it."""
+    texts = sample_of(tar, options) if tar.is_file() else []
+    made = make_tokenizer(config, texts)
+    if not any(texts):
+        made.fast = ""
+    made.save(partial / TOKENIZER_DIRECTORY)
+    return made
 
 
 def _common(tars: Sequence[str], directory: Path) -> tuple[str, list[str]]:

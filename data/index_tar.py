@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 
 from data.cache import Entry, FileCache, NoRoomError
 from data.config import CacheConfig, DataError
@@ -22,11 +21,14 @@ from data.download import download
 from data.manifest import Shard, Totals
 from data.members import ARRAYS, DTYPES, Options, Place, places, text_of, tokens_of_text
 from data.metadata import MetadataWriter
+from data.spelling import bytes_of
 from data.tar import scan
 from data.tokenizers import TOKENIZER_DIRECTORY, Tokenizer
 from data.urls import join, scheme
 
 HASH_RANGE = 1 << 64
+SAMPLE = 1000
+"""Texts on which a tokenizer's fast way is tried."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,33 @@ def _check_range(tokens: np.ndarray, tokenizer: Tokenizer, where: str, name: str
 
 
 def _bytes_of_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """UTF-8 bytes that each id stands for, uint8 [vocabulary], for documents whose text is not there: exact for byte-level
-    tokenizers, which spell every byte as one character, near it for others."""
-    model = tokenizers.Tokenizer.from_str(tokenizer.huggingface_json())
-    sizes = np.array(
-        [min(255, len(model.id_to_token(number) or "")) for number in range(tokenizer.vocab_size)], np.uint8
+    """UTF-8 bytes that each id stands for, at most 255, uint8 [vocabulary]: for documents whose text is not there."""
+    try:
+        spelt = bytes_of(tokenizer)
+    except DataError:  # a SentencePiece model
+
+        def spelt(id_: int) -> bytes:
+            return tokenizer.decode([id_]).encode()
+
+    return np.array(
+        [0 if id_ == tokenizer.eod else min(255, len(spelt(id_))) for id_ in range(tokenizer.vocab_size)], np.uint8
     )
-    sizes[tokenizer.eod] = 0
-    return sizes
+
+
+def sample_of(tar: Path, options: Options) -> list[str]:
+    """Some texts of a tar, for a tokenizer to try its fast way on."""
+    texts: list[str] = []
+    with tar.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return texts
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for place in places(scan(data, str(tar)), data, options, str(tar), Counter()):
+        if place.kind < ARRAYS and len(texts) < SAMPLE:
+            payload = data[place.offset : place.offset + place.size]
+            texts.append(
+                text_of(place.kind, payload, options, f"{tar}, member {place.member!r}, line {place.row + 1}") or ""
+            )
+    return texts
 
 
 class _SplitWriter:

@@ -200,5 +200,4 @@ def text_of(kind: int, payload: bytes, options: Options, where: str) -> str | No
 
 def tokens_of_text(text: str, tokenizer: Tokenizer) -> np.ndarray:
     """Tokens of a text and `eod`, in the tokenizer's dtype."""
-    tokens = tokenizer.encode(text)
-    return np.append(tokens, tokenizer.eod).astype(tokenizer.dtype)
+    return tokenizer.encode_documents([text])[0]

@@ -77,8 +77,12 @@ def _bring_tokenizer(place: Location) -> None:
         byte = json.loads(about.read_text(encoding="utf-8"))["kind"] == "byte"
     except (ValueError, KeyError, TypeError):
         byte = False
-    if not byte:
+    if byte:
+        return
+    try:
         place.sidecar("tokenizer/tokenizer.json")
+    except DataError:  # a SentencePiece model has none; where neither comes, the second failure is told
+        place.sidecar("tokenizer/tokenizer.model")
 
 
 def _check_manifest(location: str, path: Path) -> None:

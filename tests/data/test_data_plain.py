@@ -161,8 +161,8 @@ def test_documents_of_text_are_kept_up_to_a_limit(tmp_path: Path, monkeypatch: p
     write_tar(tmp_path / "tars" / "0.tar", FORMS["txt"](texts(50)))
     directory = indexed(tmp_path, tmp_path / "tars")
     made: list[str] = []
-    encode = Tokenizer.encode
-    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: (made.append(text), encode(self, text))[1])
+    encode = Tokenizer.encode_documents
+    monkeypatch.setattr(Tokenizer, "encode_documents", lambda self, found: (made.extend(found), encode(self, found))[1])
     manifest = Manifest.load(directory)
     shard = manifest.splits["train"].shards[0]
     for limit, again in ((1 << 20, 0), (1, shard.documents)):
@@ -286,8 +286,8 @@ def test_a_tar_that_was_touched_is_read_once_more_and_then_known(tmp_path: Path)
 def test_a_tokenizer_that_gives_other_tokens_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tar = write_tar(tmp_path / "tars" / "0.tar", FORMS["txt"](texts(30)))
     directory = indexed(tmp_path, tar)
-    encode = Tokenizer.encode
-    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: encode(self, text)[:-1])
+    encode = Tokenizer.encode_documents
+    monkeypatch.setattr(Tokenizer, "encode_documents", lambda self, found: [one[1:] for one in encode(self, found)])
     with pytest.raises(DataError, match=r"0\.tar, byte \d+: \d+ tokens, but \d+ when it was indexed"):
         Corpus(directory, "train").document(0)
 
