@@ -49,6 +49,7 @@ def run(
     that memory is watched over; keep: the corpus of an earlier bench, or where to leave this one's."""
     if rounds < 2 or batches < 2:
         raise RecipeError(f"--rounds={rounds} --batches={batches}: a comparison needs at least 2 rounds of 2 batches")
+    waits = waiting(recipe, batches)
     with ExitStack() as stack:
         place = Path(keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="triaxis-bench-"))).absolute()
         disk = _written(place, tokens)
@@ -70,7 +71,7 @@ def run(
             "disk": disk | {name: size / 2 / tokens for name, size in sizes.items() if size},
             "loaders": bench.race([*list(OURS)[:2], *installed], rounds, batches, long),
             "resume": bench.resume(max(1, rounds // 2)),
-            "waiting": waiting(recipe, batches),
+            "waiting": waits,
         }
 
 
