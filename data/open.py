@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.config import BucketsConfig, DataConfig, DataError, SourceConfig
+from data.config import BucketsConfig, CacheConfig, DataConfig, DataError, SourceConfig
 from data.corpus import Corpus
 from data.mixture import Mixture, smooth
 from data.plan import PlanSpec, Progress
@@ -39,9 +39,9 @@ def open_stream(
     return _stream(config, seed, spec, tokens, begin or {}, progress)
 
 
-def ordered_stream(path: str, split: str, length: int) -> Stream:
+def ordered_stream(path: str, split: str, length: int, cache: CacheConfig | None = None) -> Stream:
     """A split in plain order, cut at `length`, the same every epoch: what validation reads."""
-    return Stream([Source(Corpus(path, split), PlanSpec("cut", length), 0, shuffle="none")])
+    return Stream([Source(Corpus(path, split, cache), PlanSpec("cut", length), 0, shuffle="none")])
 
 
 def names_of(config: DataConfig, stream: TokenStream) -> list[str]:

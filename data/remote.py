@@ -25,7 +25,7 @@ from data.locks import alone, pulse
 from data.manifest import MANIFEST
 from data.urls import join, local_path, scheme
 
-__all__ = ["CacheConfig", "Held", "Location", "ShardStore", "check_cache", "open_location"]
+__all__ = ["CacheConfig", "Held", "Location", "ShardStore", "check_cache", "home_of", "open_location"]
 
 ORIGIN = "origin.json"
 """Beside the small files of a corpus from a URL: which URL."""
@@ -68,6 +68,11 @@ def open_location(location: str | Path, cache: CacheConfig | None = None) -> Loc
     place = Location(text, directory, cache)
     _bring_tokenizer(place)
     return place
+
+
+def home_of(location: str | Path, cache: CacheConfig | None = None) -> Path:
+    """The directory on this machine that has a corpus's manifest, tokenizer and what else is small."""
+    return open_location(location, cache).directory
 
 
 def _bring_tokenizer(place: Location) -> None:

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from data.config import BYTE_VOCABULARY, EOD_TEXT, DataError, TokenizerConfig
+from data.config import BYTE_VOCABULARY, EOD_TEXT, CacheConfig, DataError, TokenizerConfig
 from data.manifest import Manifest
+from data.remote import home_of
 from data.vocabularies import PATTERNS, byte_vocabulary, pattern_of, ranks_of, read_tiktoken, train_bpe, train_unigram
 from data.words import WordEncoder
 
@@ -257,9 +258,10 @@ class Tokenizer:
         return tokenizer
 
 
-def load_corpus_tokenizer(corpus: Path | str) -> Tokenizer:
-    """The tokenizer of a built corpus; DataError when it is not the one that the shards were made with."""
-    corpus = Path(corpus)
+def load_corpus_tokenizer(corpus: Path | str, cache: CacheConfig | None = None) -> Tokenizer:
+    """The tokenizer of a corpus at a path or URL (cache: where it is kept then); DataError when it is not the one that the
+    shards were made with."""
+    corpus = home_of(corpus, cache)
     manifest, tokenizer = Manifest.load(corpus), Tokenizer.load(corpus / TOKENIZER_DIRECTORY)
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise DataError(

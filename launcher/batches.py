@@ -115,7 +115,9 @@ class Sampler:
 
 def objective_of(recipe: Recipe) -> Objective:
     """The objective of a phase, told of its corpus's tokenizer."""
-    vocabulary = vocabulary_of(recipe.objective, load_corpus_tokenizer(recipe.data.home), recipe.data.home)
+    vocabulary = vocabulary_of(
+        recipe.objective, load_corpus_tokenizer(recipe.data.home, recipe.data.cache), recipe.data.home
+    )
     return build_objective(recipe.objective, vocabulary, recipe.seed, recipe.model.encoder_length)
 
 

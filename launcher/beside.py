@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.config import DataError
+from data.remote import home_of
 from data.tokenizers import TOKENIZER_DIRECTORY, Tokenizer
 from launcher.config import Recipe, RecipeError
 
@@ -67,14 +68,17 @@ def bring(recipe: Recipe, checkpoint: Path, state: Mapping[str, Any], target: Pa
 
 def _tokenizer_of(recipe: Recipe) -> Tokenizer | None:
     try:
-        return Tokenizer.load(Path(recipe.data.home) / TOKENIZER_DIRECTORY)
+        return Tokenizer.load(home_of(recipe.data.home, recipe.data.cache) / TOKENIZER_DIRECTORY)
     except DataError:
         return None
 
 
 def _same(kept: Path, recipe: Recipe) -> bool:
     """Whether the corpus was made with the tokenizer that was carried."""
-    one, other = kept / "tokenizer.json", Path(recipe.data.home) / TOKENIZER_DIRECTORY / "tokenizer.json"
+    one, other = (
+        kept / "tokenizer.json",
+        home_of(recipe.data.home, recipe.data.cache) / TOKENIZER_DIRECTORY / "tokenizer.json",
+    )
     return one.is_file() and other.is_file() and one.read_bytes() == other.read_bytes()
 
 

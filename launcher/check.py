@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from data.config import CacheConfig
 from data.corpus import Corpus
 from data.manifest import Manifest
 from data.plan import Progress
@@ -36,11 +37,11 @@ def with_vocabulary(recipe: Recipe, size: int, end: int = 0) -> Recipe:
 
 def check_corpus(recipe: Recipe) -> Recipe:
     """Open the corpus of every phase; all must share a tokenizer. Returns the recipe with its vocabulary filled in."""
-    first = _open(recipe.data.home)
+    first = _open(recipe.data.home, recipe.data.cache)
     for phase in phases_of(recipe):
-        special_tokens(phase.objective, load_corpus_tokenizer(phase.data.home), phase.data.home)
+        special_tokens(phase.objective, load_corpus_tokenizer(phase.data.home, phase.data.cache), phase.data.home)
         for path in dict.fromkeys([phase.data.home, *(part.path for part in phase.data.parts)]):
-            if _open(path).tokenizer_fingerprint != first.tokenizer_fingerprint:
+            if _open(path, phase.data.cache).tokenizer_fingerprint != first.tokenizer_fingerprint:
                 raise RecipeError(
                     f"data.path={path}: was tokenized differently from {recipe.data.home}; rebuild it with the same "
                     "tokenizer (tokenizer=file tokenizer.path=…)"
@@ -48,12 +49,12 @@ def check_corpus(recipe: Recipe) -> Recipe:
     return with_vocabulary(recipe, first.vocab_size, first.eod)
 
 
-def _open(path: str) -> Manifest:
+def _open(path: str, cache: CacheConfig) -> Manifest:
     """A corpus whose shards are all there, with the tokenizer that they were made with."""
     for split in ("train", "validation"):
-        corpus = Corpus(path, split)
+        corpus = Corpus(path, split, cache)
         corpus.check_present()
-    load_corpus_tokenizer(path)
+    load_corpus_tokenizer(path, cache)
     return corpus.manifest
 
 

@@ -156,7 +156,8 @@ def _data_show(arguments: list[str]) -> int:
 def _data_verify(arguments: list[str]) -> int:
     from data.corpus import Corpus
 
-    path = _path(arguments, "data verify", "corpora/stdlib")
+    _path(arguments, "data verify", "corpora/stdlib")
+    path = arguments[0]  # as it is: it may be a URL
     for split in ("train", "validation"):
         corpus = Corpus(path, split)
         corpus.verify()

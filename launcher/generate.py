@@ -28,7 +28,7 @@ def sample_command(arguments: list[str]) -> int:
     """Parse the command line, load, print."""
     places, options = _parse(arguments)
     model, recipe = load_model(Path(places[0]), int(options["--step"]) if "--step" in options else None)
-    tokenizer = load_corpus_tokenizer(recipe.data.home)
+    tokenizer = load_corpus_tokenizer(recipe.data.home, recipe.data.cache)
     window = min(recipe.model.max_sequence, max(recipe.train.sequence_length, 1))
     for number in range(int(options.get("--count", 1))):
         text = sample_text(

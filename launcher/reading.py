@@ -92,10 +92,10 @@ def phase_stream(
 def validation_streams(phase: Recipe) -> dict[str, Stream]:
     """The validation split of every corpus that a phase reads, by name, the run's own first."""
     paths = list(dict.fromkeys([phase.data.home, *(part.path for part in phase.data.parts)]))
-    named = {path: Corpus(path, "validation").manifest.name for path in paths}
+    named = {path: Corpus(path, "validation", phase.data.cache).manifest.name for path in paths}
     names = [name if list(named.values()).count(name) == 1 else path for path, name in named.items()]
     return {
-        name: ordered_stream(path, "validation", phase.train.sequence_length)
+        name: ordered_stream(path, "validation", phase.train.sequence_length, phase.data.cache)
         for path, name in zip(paths, names, strict=True)
     }
 

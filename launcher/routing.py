@@ -86,7 +86,9 @@ def _checkpoints(places: list[Path]) -> list[tuple[str, Path, int | None]]:
 def _route(name: str, model: LoadedModel, recipe: Recipe, tokens: int) -> Choices:
     length = recipe.train.sequence_length
     rows = max(1, tokens // length)
-    text = torch.from_numpy(ordered_stream(recipe.data.home, "validation", length).batch(0, rows, length).tokens)
+    text = torch.from_numpy(
+        ordered_stream(recipe.data.home, "validation", length, recipe.data.cache).batch(0, rows, length).tokens
+    )
     inputs = text[:, :-1].long()
     seen: dict[int, list[Tensor]] = {}
     hooks = []
@@ -154,7 +156,7 @@ def _by_token(found: Choices, experts: int) -> Table:
 
 def _tokens_of_experts(found: Choices, layer: int, recipe: Recipe, top: int) -> Table:
     """For each expert, the tokens that it gets a larger share of than of all, among those seen often enough to tell."""
-    tokenizer = load_corpus_tokenizer(recipe.data.home)
+    tokenizer = load_corpus_tokenizer(recipe.data.home, recipe.data.cache)
     experts, size = recipe.model.moe.experts, recipe.model.padded_vocab
     chosen, ids = found.experts[layer].transpose(0, 1).flatten(0, 1), found.tokens.flatten()
     counts = torch.zeros(experts, size, dtype=torch.float64)

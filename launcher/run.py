@@ -81,7 +81,7 @@ class Run:
         index = self.counters.phase
         self.checkpoints = Checkpoints(self.recipe, self.directory, mesh, self.event)
         self._take_counters()
-        self.tokenizer: Tokenizer = load_corpus_tokenizer(phase.data.home)
+        self.tokenizer: Tokenizer = load_corpus_tokenizer(phase.data.home, phase.data.cache)
         return self.counters.phase == index
 
     def begin_phase(self, phase: Recipe, engine: Engine) -> bool:

@@ -43,7 +43,9 @@ def load_scorer(run: str, tokens: int, option: str = "corpus.clean: step perplex
         )
     torch.set_num_threads(1)  # a build has a process a core; and sums in a fixed order
     window = min(recipe.model.max_sequence, recipe.train.sequence_length)
-    return RunScorer(model, load_corpus_tokenizer(recipe.data.home), recipe.model.padded_vocab, window, tokens)
+    return RunScorer(
+        model, load_corpus_tokenizer(recipe.data.home, recipe.data.cache), recipe.model.padded_vocab, window, tokens
+    )
 
 
 class RunScorer:

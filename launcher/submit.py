@@ -17,6 +17,7 @@ from rich.console import Console
 from data.build import build
 from data.clean.base import Scorer, Seams
 from data.manifest import Manifest
+from data.remote import home_of
 from launcher.check import check_corpus, check_directory, check_recipe, check_same_run, check_streams, with_epochs
 from launcher.compose import (
     ENTRY,
@@ -154,7 +155,7 @@ def _world(recipe: Recipe, device: str, frozen: Path) -> tuple[Recipe, int]:
 def build_corpus(recipe: Recipe) -> Manifest:
     """Build the corpus of a recipe where its directory is data.path and holds none; else open what is there."""
     if Path(recipe.data.home) != Path(recipe.corpus.directory):
-        return Manifest.load(Path(recipe.data.home))
+        return Manifest.load(home_of(recipe.data.home, recipe.data.cache))
     manifest = build_share(recipe, None)
     assert manifest is not None
     return manifest

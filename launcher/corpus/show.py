@@ -94,7 +94,7 @@ def _recipe(overrides: list[str], config: ShowConfig) -> Recipe:
 def _page(recipe: Recipe, config: ShowConfig, first: int, last: int) -> str:
     now = opened(recipe, config.phase)
     phase, reading = now.phase, now.reading
-    tokenizer = load_corpus_tokenizer(phase.data.home)
+    tokenizer = load_corpus_tokenizer(phase.data.home, phase.data.cache)
     rows = shown(now, tokenizer.eod, first, last)
     tokens = sum(len(row.inputs) for row in rows)
     if tokens > MOST_TOKENS:

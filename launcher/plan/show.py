@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from data.manifest import Manifest
+from data.remote import home_of
 from launcher.check import check_budget, check_layout, with_vocabulary
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
@@ -63,7 +63,7 @@ def _vocabulary(recipe: Recipe) -> Recipe:
     if recipe.model.vocab_size:
         return with_vocabulary(recipe, 0)
     try:
-        manifest = Manifest.load(Path(recipe.data.home))
+        manifest = Manifest.load(home_of(recipe.data.home, recipe.data.cache))
         return with_vocabulary(recipe, manifest.vocab_size, manifest.eod)
     except ValueError:
         return with_vocabulary(recipe, recipe.tokenizer.vocab_size or 257)
