@@ -7,7 +7,7 @@ left beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.config import DataError
-from data.manifest import Manifest
-from data.shards import Blocks
+from data.corpus import Corpus
+from data.metadata import BASE
 
 ORDERS = "orders"
 """Where, within a corpus, its orderings are."""
@@ -27,7 +27,7 @@ CHUNK_TOKENS, CHUNK_DOCUMENTS = 1 << 20, 1 << 14
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring documents. first: number of the first. tokens [T] as stored; ends int64 [D], exclusive, in tokens."""
+    """Neighbouring documents. first: number of the first. tokens int64 [T]; ends int64 [D], exclusive, in tokens."""
 
     first: int
     tokens: np.ndarray
@@ -42,123 +42,105 @@ class Chunk:
 
 
 class Documents:
-    """One split of a corpus. Opening checks that every shard and index is there with its recorded size."""
+    """One split of a corpus, also of one at a URL or over tars of others."""
 
     def __init__(self, path: Path | str, split: str = "train") -> None:
-        self.path, self.split = Path(path), split
-        self.manifest = Manifest.load(self.path)
-        if split not in self.manifest.splits:
-            raise DataError(f"{path}: no split {split!r}; it has {', '.join(self.manifest.splits)}")
-        found = self.manifest.splits[split]
-        self.shards = found.shards
-        self._blocks = Blocks(self.path, found, self.manifest.dtype)
-        self.documents, self.tokens, self.bytes = found.documents, found.tokens, found.bytes
-        self._first: np.ndarray | None = None
+        self._corpus = Corpus(path, split)
+        self.path, self.split = self._corpus.path, split
+        self.manifest, self.shards = self._corpus.manifest, self._corpus.contents.shards
+        self.documents, self.tokens, self.bytes = (
+            self._corpus.documents,
+            self._corpus.tokens,
+            self._corpus.contents.bytes,
+        )
 
     def __len__(self) -> int:
         return self.documents
 
-    def chunks(self, blocks: Sequence[int] | None = None) -> Iterator[Chunk]:
-        """All documents in order, some blocks at a time; or those of the blocks named, each by itself."""
-        if blocks is not None:
-            for block in blocks:
-                yield Chunk(int(self._firsts()[block]), self._blocks.tokens(block), self._blocks.ends(block))
-            return
-        first, tokens, ends, held = 0, [], [], 0
-        for block in range(len(self._blocks)):
-            tokens.append(self._blocks.tokens(block))
-            ends.append(self._blocks.ends(block) + held)
-            held += len(tokens[-1])
-            full = held >= CHUNK_TOKENS or sum(map(len, ends)) >= CHUNK_DOCUMENTS
-            if full or block == len(self._blocks) - 1:
-                chunk = Chunk(first, np.concatenate(tokens), np.concatenate(ends))
-                yield chunk
-                first, tokens, ends, held = first + len(chunk), [], [], 0
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks hold the documents."""
-        return len(self._blocks)
+    def chunks(self, every: int = 1) -> Iterator[Chunk]:
+        """All documents in order, some at a time; or every so many-th chunk alone."""
+        number = 0
+        for shard, (start, first) in enumerate(
+            zip(self._corpus.shard_starts.tolist(), self._corpus.document_starts.tolist(), strict=True)
+        ):
+            if shard == self._corpus.shards:
+                return
+            ends = np.cumsum(self._corpus.lengths(shard))
+            for low, high in _cuts(ends):
+                if number % every == 0:
+                    before = int(ends[low - 1]) if low else 0
+                    tokens = np.empty(int(ends[high - 1]) - before, np.int64)
+                    self._corpus.read(start + before, tokens)
+                    yield Chunk(first + low, tokens, ends[low:high] - before)
+                number += 1
 
     def document(self, number: int) -> np.ndarray:
-        """Tokens of a document, as stored, its end-of-document token included."""
-        block = int(np.searchsorted(self._firsts(), number, side="right")) - 1
-        chunk = Chunk(int(self._firsts()[block]), self._blocks.tokens(block), self._blocks.ends(block))
-        return chunk.document(number - chunk.first)
+        """Tokens of a document, int64, its end-of-document token included."""
+        return self._corpus.document(number)
 
     def lengths(self) -> np.ndarray:
         """Tokens of every document, its end-of-document token included, int64 [documents]."""
-        parts = [np.diff(self._blocks.ends(block), prepend=0) for block in range(len(self._blocks))]
+        parts = [self._corpus.lengths(shard) for shard in range(self._corpus.shards)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def starts(self) -> np.ndarray:
         """Where each document begins in the split's tokens, and where the last ends, int64 [documents + 1]."""
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths())])
 
-    def _firsts(self) -> np.ndarray:
-        """Number of the first document of each block, int64 [blocks]."""
-        if self._first is None:
-            sizes = [len(self._blocks.ends(block)) for block in range(len(self._blocks))]
-            self._first = np.cumsum([0, *sizes])[:-1]
-        return self._first
-
-    def columns(self) -> dict[str, pa.DataType]:
-        """Names and types of all columns, those of orderings included."""
-        found = {field.name: field.type for field in self._schema()}
+    def columns(self) -> dict[str, str]:
+        """Names and types (`int`, `float`, `str`, `bool`) of all columns, those of orderings included."""
+        found = {**BASE, **self.manifest.columns}
         for file in sorted((self.path / ORDERS).glob(f"*/{self.split}.columns.parquet")):
-            found |= {f"{file.parent.name}.{field.name}": field.type for field in pq.read_schema(file)}
+            for field in pq.read_schema(file):
+                found[f"{file.parent.name}.{field.name}"] = "int" if pa.types.is_integer(field.type) else "float"
         return found
-
-    def numbers(self, column: str) -> np.ndarray:
-        """A column of numbers, float64 [documents], NaN where a document has none; DataError when it is of words."""
-        values = self._column(column)
-        if not (
-            pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)
-        ):
-            raise DataError(f"column {column} of {self.path} holds {values.type}, not numbers; {self._choices(True)}")
-        return np.asarray(values.cast(pa.float64()).fill_null(float("nan")).to_numpy(), np.float64)
-
-    def labels(self, column: str) -> tuple[np.ndarray, list[str]]:
-        """A column of words: int32 [documents] places in the sorted list of different ones, -1 where there is none."""
-        coded = self._column(column).cast(pa.string()).combine_chunks().dictionary_encode()
-        if isinstance(coded, pa.ChunkedArray):
-            coded = coded.unify_dictionaries().combine_chunks()
-        words = coded.dictionary.to_pylist()
-        place = np.argsort(np.argsort(np.array(words, dtype=object), kind="stable")) if words else np.zeros(0, np.int64)
-        codes = np.asarray(coded.indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int32)
-        return np.where(codes < 0, -1, np.append(place, -1)[codes]).astype(np.int32), sorted(words)
 
     def is_number(self, column: str) -> bool:
         """Whether a column of that name holds numbers."""
-        kind = self.columns().get(column)
-        return kind is not None and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+        return self.columns().get(column) in ("int", "float")
 
-    def _column(self, column: str) -> pa.ChunkedArray:
-        if column not in self.columns():
-            raise DataError(f"column {column} is not in {self.path}; {self._choices()}")
-        if column not in self._schema().names:
-            order, _, name = column.partition(".")
-            return pq.read_table(self.path / ORDERS / order / f"{self.split}.columns.parquet", columns=[name])[name]
-        return pa.concat_tables(self._tables([column]), promote_options="permissive")[column]
+    def numbers(self, column: str) -> np.ndarray:
+        """A column of numbers, float64 [documents], NaN where a document has none; DataError when it is of words."""
+        if not self.is_number(column):
+            kind = self.columns().get(column)
+            wrong = f"holds {kind}, not numbers" if kind else "is not there"
+            names = [name for name in self.columns() if self.is_number(name)]
+            raise DataError(f"column {column} of {self.path} {wrong}; choose one of {', '.join(names)}")
+        return np.concatenate([np.asarray(part, np.float64) for part in self._parts(column)])
 
-    def _schema(self) -> pa.Schema:
-        """Columns of the shards, which all have the same."""
-        try:
-            return pq.read_schema(self.path / self.shards[0].meta_file)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{self.path / self.shards[0].meta_file}: cannot be read ({error})") from error
+    def labels(self, column: str) -> tuple[np.ndarray, list[str]]:
+        """A column of words: int32 [documents] places in the sorted list of different ones, -1 where there is none."""
+        seen: dict[str, int] = {}
+        codes = [
+            np.array(
+                [-1 if word is None else seen.setdefault(str(word), len(seen)) for word in part.tolist()], np.int64
+            )
+            for part in self._parts(column)
+        ]
+        words = sorted(seen)
+        rank = np.full(len(seen) + 1, -1, np.int32)  # the last is that of -1
+        rank[[seen[word] for word in words]] = np.arange(len(words))
+        return rank[np.concatenate([np.zeros(0, np.int64), *codes])], words
 
-    def _choices(self, numeric: bool = False) -> str:
-        names = [name for name in self.columns() if not numeric or self.is_number(name)]
-        return f"choose one of {', '.join(names) or 'none'}"
+    def _parts(self, column: str) -> Iterator[np.ndarray]:
+        """A column, shard by shard."""
+        if column in BASE or column in self.manifest.columns:
+            for shard in range(self._corpus.shards):
+                yield self._corpus.columns(shard, [column])[column]
+            return
+        order, _, name = column.partition(".")
+        file = self.path / ORDERS / order / f"{self.split}.columns.parquet"
+        if not file.exists():
+            raise DataError(f"column {column} is not in {self.path}; choose one of {', '.join(self.columns())}")
+        yield pq.read_table(file, columns=[name])[name].to_numpy()
 
-    def _tables(self, names: list[str] | None) -> Iterator[pa.Table]:
-        """Metadata of the documents of each shard."""
-        for shard in self.shards:
-            file = self.path / shard.meta_file
-            try:
-                yield pq.read_table(file, columns=names)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(
-                    f"{file}: cannot be read ({error}); copy the corpus again, or build it again"
-                ) from error
+
+def _cuts(ends: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Documents of a shard, which end there, as ranges of about CHUNK_TOKENS tokens and at most CHUNK_DOCUMENTS."""
+    low, count = 0, len(ends)
+    while low < count:
+        before = int(ends[low - 1]) if low else 0
+        high = int(np.searchsorted(ends, before + CHUNK_TOKENS, side="right"))
+        high = min(max(high, low + 1), low + CHUNK_DOCUMENTS)
+        yield low, high
+        low = high

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 
 from data.config import DataError
+from data.corpus import Corpus
 from data.manifest import Manifest
 from data.orderings.store import load, names
-from data.shards import Blocks
 from data.tokenizers import load_corpus_tokenizer
 
 _EXCERPT = 160
@@ -34,15 +34,19 @@ def describe(path: Path | str) -> str:
     lines += [_ordering(path, name) for name in names(path)]
     if manifest.skipped:
         lines.append("left out   " + ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items()))
+    if manifest.quarantined:
+        lines.append(
+            "quarantined " + ", ".join(f"{count:,} {reason}" for reason, count in manifest.quarantined.items())
+        )
     if manifest.baselines:
         held_out = manifest.splits["validation"]
         per_byte = held_out.tokens / held_out.bytes / math.log(2)
         for kind in ("unigram", "bigram"):
             nats = getattr(manifest.baselines, kind)
             lines.append(f"{kind + ' baseline':<17}{nats:.4f} nats/token, {nats * per_byte:.4f} bits/byte")
-    blocks = Blocks(path, manifest.splits["validation"], manifest.dtype)
-    meta, end = blocks.columns(0, ("source", "path", "bytes")), int(blocks.ends(0)[0]) - 1
-    text = load_corpus_tokenizer(path).decode(blocks.tokens(0)[: min(end, _EXCERPT)])
+    held = Corpus(path, "validation")
+    meta = held.columns(0, ["source", "path", "bytes"])
+    text = load_corpus_tokenizer(path).decode(held.document(0)[:-1][:_EXCERPT])
     lines.append(f"a held-out document: {meta['source'][0]}: {meta['path'][0]}, {meta['bytes'][0]:,} bytes")
     lines.extend("    " + line for line in text.splitlines()[:6])
     return "\n".join(lines)

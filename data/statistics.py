@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from data.config import DataError
 from data.documents import Documents
@@ -37,8 +36,8 @@ def statistics(
 ) -> dict[str, Any]:
     """All figures of one split.
 
-    columns: those to describe; () = all but path and row. top: entries of lists. most_tokens: frequencies are counted in
-    blocks spread evenly over the corpus that hold about so many tokens; 0 = in all of them.
+    columns: those to describe; () = all that are not of every corpus. top: entries of lists. most_tokens: frequencies are
+    counted in stretches spread evenly over the corpus that hold about so many tokens; 0 = in all of it.
     """
     chosen = columns or tuple(
         name for name in documents.columns() if name not in _ALWAYS and "." not in name
@@ -64,10 +63,10 @@ def statistics(
         progress(place, len(chosen), f"column {name}")
         if documents.is_number(name):
             found["signals"][name] = describe(documents.numbers(name))
-        elif pa.types.is_string(known[name]) or pa.types.is_boolean(known[name]):
+        else:
             found["words"][name] = _words(documents, name, lengths, top)
     found["frequencies"] = _frequencies(documents, top, most_tokens, progress)
-    found["skipped"] = dict(documents.manifest.skipped)
+    found["skipped"], found["quarantined"] = dict(documents.manifest.skipped), dict(documents.manifest.quarantined)
     found["cleaning"] = _cleaning(documents.path)
     return found
 
@@ -150,11 +149,10 @@ def _words(documents: Documents, name: str, lengths: np.ndarray, top: int) -> di
 
 def _frequencies(documents: Documents, top: int, most_tokens: int, progress: Progress) -> dict[str, Any]:
     """How often each id comes: the most frequent, the curve over ranks, the ids never used, entropy in nats."""
-    share = min(1.0, most_tokens / documents.tokens) if most_tokens else 1.0
-    blocks = np.unique(np.linspace(0, documents.blocks - 1, max(1, round(share * documents.blocks))).astype(int))
+    every = max(1, -(-documents.tokens // most_tokens)) if most_tokens else 1
     size = documents.manifest.vocab_size
     counts = np.zeros(size, np.int64)
-    for place, chunk in enumerate(documents.chunks(blocks.tolist())):
+    for chunk in documents.chunks(every):
         found = np.bincount(chunk.tokens, minlength=size)
         if len(found) > size:
             raise DataError(
@@ -162,7 +160,7 @@ def _frequencies(documents: Documents, top: int, most_tokens: int, progress: Pro
                 "`triaxis data verify` tells whether the shards are whole"
             )
         counts += found
-        progress(place + 1, len(blocks), "token frequencies")
+        progress(chunk.first + len(chunk), len(documents), "token frequencies")
     order = np.argsort(-counts, kind="stable")
     total = int(counts.sum())
     used = int((counts > 0).sum())

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from data.config import EOD_TEXT
 from data.documents import Documents
+from data.manifest import Manifest
 from data.orderings import METHODS, Ordering, Progress, load, make, names
 from data.orderings.simple import Difficulty
 from data.tokenizers import load_corpus_tokenizer
@@ -49,6 +50,7 @@ def order_command(arguments: list[str]) -> int:
         return 0
     corpus, config, values = _parsed(arguments)
     if not config.by:
+        Manifest.load(corpus)  # says that there is none
         for name in names(corpus) or [""]:
             _tell(console, corpus, load(corpus, name), name) if name else console.print(f"{corpus} has no orderings")
         return 0
@@ -78,6 +80,10 @@ def _parsed(arguments: list[str]) -> tuple[Path, OrderConfig, dict[str, Any]]:
     places, values = parse(arguments, every, USAGE)
     if len(places) != 1:
         raise RecipeError(f"data order: takes one corpus: `{USAGE}`")
+    if "://" in places[0]:
+        raise RecipeError(
+            f"data order: {places[0]} is elsewhere, and orderings lie beside the shards; order it where it lies"
+        )
     config = OrderConfig(**{name: values.pop(name) for name in shared if name in values})
     if config.by and config.by not in METHODS:
         raise RecipeError(f"--by={config.by}: no such method; choose one of {', '.join(METHODS)}")

@@ -40,8 +40,8 @@ class StatsConfig:
     """Entries of the lists: most frequent tokens, largest sources, most common words of a column."""
 
     most_tokens: int = 1_000_000_000
-    """Token frequencies are counted in blocks that hold about so many tokens, spread evenly over the corpus; 0 = in
-    all."""
+    """Token frequencies are counted in stretches that hold about so many tokens, spread evenly over the corpus; 0 = in
+    all of it."""
 
     out: str = ""
     """Directory for stats.json and the pictures; by default CORPUS/stats."""
@@ -100,6 +100,8 @@ def stats_command(arguments: list[str]) -> int:
         raise RecipeError(
             f"--{idle[0].replace('_', '-')}: has no effect with{'' if config.shuffle else 'out'} --shuffle; leave it out"
         )
+    if "://" in places[0]:
+        raise RecipeError(f"data stats: {places[0]} is elsewhere; statistics read all of a corpus: count where it lies")
     corpus = Path(places[0])
     out = Path(config.out) if config.out else corpus / "stats"
     if config.shuffle:
@@ -195,9 +197,10 @@ def _tell_frequencies(console: Console, found: dict[str, Any]) -> None:
 
 
 def _tell_cleaning(console: Console, found: dict[str, Any]) -> None:
-    if found["skipped"]:
-        told = ", ".join(f"{number:,} {reason}" for reason, number in found["skipped"].items())
-        console.print(f"left out  {told}", markup=False)
+    for name, reasons in (("left out", found["skipped"]), ("quarantined", found["quarantined"])):
+        if reasons:
+            told = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
+            console.print(f"{name}  {told}", markup=False)
     steps = found.get("cleaning", [])
     if steps:
         rows = [

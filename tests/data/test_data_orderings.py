@@ -274,8 +274,8 @@ MISTAKES = [
     ("clusters", {"layout": "rows"}, "--layout=rows"),
     ("difficulty", {}, "one of the two"),
     ("difficulty", {"column": "bytes", "run": "runs/x"}, "one of the two"),
-    ("difficulty", {"column": "sweetness"}, "column sweetness is not in"),
-    ("difficulty", {"column": "source"}, "not numbers; choose one of row, bytes"),
+    ("difficulty", {"column": "sweetness"}, "column sweetness .* is not there"),
+    ("difficulty", {"column": "source"}, "holds str, not numbers; choose one of row, bytes"),
     ("difficulty", {"column": "bytes", "missing": "no"}, "--missing=no"),
 ]
 
