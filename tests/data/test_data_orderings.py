@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data.config import DataError
+from data.config import DataError, TokenizerConfig
 from data.documents import Documents
+from data.index import IndexConfig, index
 from data.inspect import describe
 from data.orderings import METHODS, load, make, names
 from data.orderings.base import silent
@@ -311,3 +314,23 @@ def test_documents_are_read_as_they_were_written(corpus):
         assert np.array_equal(tokens, documents.document(number)) and tokens[-1] == documents.manifest.eod
         assert len(tokens) == lengths[number] == documents.starts()[number + 1] - documents.starts()[number]
     assert np.array_equal(documents.numbers("bytes") + 1, lengths), "bytes as tokens, and the end of the document"
+
+
+def test_tars_of_others_are_ordered_in_place(tmp_path):
+    (tmp_path / "tars").mkdir()
+    draw = random.Random(2)
+    for number in range(2):
+        with tarfile.open(tmp_path / "tars" / f"{number}.tar", "w") as tar:
+            for place in range(30):
+                body = f"{number} {place} {' '.join(draw.choices(TOPICS['garden'], k=draw.randint(1, 40)))}".encode()
+                member = tarfile.TarInfo(f"{place:03d}.txt")
+                member.size = len(body)
+                tar.addfile(member, io.BytesIO(body))
+    config = IndexConfig((str(tmp_path / "tars"),), str(tmp_path / "corpus"), validation_fraction=0.1, workers=1)
+    index(config, TokenizerConfig("byte"))
+    documents = Documents(tmp_path / "corpus")
+    for by, options in (("length", {"ratio": 1.0}), ("neighbours", SMALL)):
+        numbers = make(tmp_path / "corpus", by, by, METHODS[by](**options))[0].numbers("train")
+        assert np.array_equal(np.sort(numbers), np.arange(len(documents)))
+    lengths = documents.lengths()[load(tmp_path / "corpus", "length").numbers("train")]
+    assert (np.diff(lengths) >= 0).all()
