@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Callable, Iterable
 from functools import cache
-
-import tokenizers
 
 from data.tokenizers import Tokenizer
 
@@ -29,16 +26,16 @@ def bytes_of(tokenizer: Tokenizer) -> Callable[[int], bytes]:
     Byte-level vocabularies (byte, BPE as GPT-2's) are exact, also for tokens that are part of a character; others are
     spelt as their file has them, with SentencePiece's ▁ as a space and <0xE2> as that byte.
     """
-    file = tokenizer.huggingface_json()
-    model, table = tokenizers.Tokenizer.from_str(file), _byte_of_character()
-    byte_level = '"ByteLevel"' in json.dumps(json.loads(file).get("decoder"))
+    table, names = _byte_of_character(), special_names(tokenizer)
 
     @cache
     def spell(id_: int) -> bytes:
-        name = model.id_to_token(id_)
-        if name is None or id_ == tokenizer.eod:
-            return tokenizer.decode([id_]).encode()
-        if byte_level:
+        name = tokenizer.spelling(id_)
+        if id_ in names:
+            return names[id_].encode()
+        if name is None:
+            return bytes([id_]) if id_ < 256 and tokenizer.kind == "byte" else tokenizer.decode([id_]).encode()
+        if tokenizer.spells_bytes:
             known = [table.get(character) for character in name]
             return name.encode() if None in known else bytes(byte for byte in known if byte is not None)
         if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
@@ -46,6 +43,11 @@ def bytes_of(tokenizer: Tokenizer) -> Callable[[int], bytes]:
         return name.replace(_METASPACE, " ").encode()
 
     return spell
+
+
+def special_names(tokenizer: Tokenizer) -> dict[int, str]:
+    """The ids that are no text, with their names: the end of documents and those of `tokenizer.special_tokens`."""
+    return {tokenizer.special(name): name for name in tokenizer.special_tokens} | {tokenizer.eod: tokenizer.eod_text}
 
 
 def texts_of(pieces: Iterable[bytes]) -> list[str]:
@@ -70,11 +72,11 @@ codecs.register_error("triaxis_hex", _hex)
 
 def spelling_of(tokenizer: Tokenizer) -> Callable[[int], str]:
     """id -> one token by itself, for lists: white space visible, bytes of a part of a character as ⟨hex⟩."""
-    raw = bytes_of(tokenizer)
+    raw, names = bytes_of(tokenizer), special_names(tokenizer)
 
     def spell(id_: int) -> str:
-        if id_ == tokenizer.eod:
-            return tokenizer.eod_text
+        if id_ in names:
+            return names[id_]
         return "".join(_VISIBLE.get(mark, mark) for mark in "".join(texts_of([raw(id_)])))
 
     return spell

@@ -196,6 +196,17 @@ class Tokenizer:
             return ids.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
         return self._model.decode(ids.tolist(), skip_special_tokens=False)
 
+    def spelling(self, id_: int) -> str | None:
+        """How the vocabulary writes an id; None for bytes and for ids that are not of the vocabulary."""
+        if self._pieces is not None:
+            return self._pieces.id_to_piece(id_) if 0 <= id_ < self._pieces.get_piece_size() else None
+        return self._model.id_to_token(id_) if self._model is not None else None
+
+    @property
+    def spells_bytes(self) -> bool:
+        """Whether the vocabulary is one of bytes as GPT-2 writes them."""
+        return isinstance(self._content, str) and self._model is not None and "ByteLevel" in str(self._model.decoder)
+
     def save(self, directory: Path) -> None:
         """Writes `triaxis_tokenizer.json` and, unless the kind is `byte`, `tokenizer.json` or `tokenizer.model`."""
         directory.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from data.config import DataError
 from data.corpus import Corpus
 from data.manifest import MANIFEST
 from data.source import Piece
-from data.spelling import bytes_of
+from data.spelling import bytes_of, special_names
 from data.stream import TokenStream
 from data.tokenizers import Tokenizer, load_corpus_tokenizer
 from launcher.batches import Sampler
@@ -156,9 +156,7 @@ def batches(phase: Recipe, stream: TokenStream) -> Iterator[tuple[Slot, int]]:
 
 def words_of(tokenizer: Tokenizer) -> Words:
     """How a tokenizer's ids are written."""
-    special: dict[str, int] = dict(getattr(tokenizer, "special_tokens", {}))
-    names = {id_: name for name, id_ in special.items()} | {tokenizer.eod: tokenizer.eod_text}
-    return Words(bytes_of(tokenizer), names)
+    return Words(bytes_of(tokenizer), special_names(tokenizer))
 
 
 def shown(now: Opened, eod: int, first: int, last: int) -> list[Shown]:

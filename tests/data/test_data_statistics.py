@@ -21,7 +21,7 @@ from data.manifest import Manifest
 from data.orderings import METHODS, make
 from data.spelling import bytes_of, spelling_of, texts_of
 from data.statistics import describe, statistics
-from data.tokenizers import Tokenizer, load_corpus_tokenizer
+from data.tokenizers import Tokenizer, load_corpus_tokenizer, make_tokenizer
 
 TEXTS = ["Ünïcode – €uro\n\tx = 1\r\n", "日本語のテキスト and 🙂🙃", "plain text of words " * 5, ""]
 
@@ -155,6 +155,19 @@ def test_sentencepiece_spellings():
     assert texts_of([spell(id_) for id_ in (1, 2, 3, 4, 5)]) == [" the", "re", "", "", "€"]
     shown = spelling_of(Tokenizer("file", model.to_str()))
     assert shown(1) == "␣the" and shown(3) == "⟨e2⟩"
+
+
+def test_a_sentencepiece_model_is_spelt_piece_by_piece(tmp_path, documents):
+    import sentencepiece
+
+    path = tmp_path / "t.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(documents), model_writer=path.open("wb"), vocab_size=300, minloglevel=2,
+        byte_fallback=True, hard_vocab_limit=False,
+    )  # fmt: skip
+    tokenizer = make_tokenizer(TokenizerConfig("file", path=str(path), special_tokens=("<new>",)), documents)
+    assert "".join(spelt(tokenizer, "the model 日 reads")) == " the model 日 reads"
+    assert spelling_of(tokenizer)(tokenizer.special("<new>")) == "<new>"
 
 
 def test_bytes_that_are_no_text_are_written_as_such():

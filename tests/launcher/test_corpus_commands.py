@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.build import build
+from data.config import CorpusConfig, TokenizerConfig
 from data.documents import Documents
 from data.orderings import load
 from data.statistics import describe
@@ -251,6 +253,17 @@ def test_show_of_an_objective_with_prefixes(call, mine):
     prefixed = [names for names, _ in reader.tokens if "x" in names]
     assert prefixed and len(prefixed) < len(reader.tokens)
     assert sum("w0" in names for names in prefixed) >= len(prefixed) - 8, "but for its last, a prefix is not predicted"
+
+
+def test_show_of_masks_tells_what_they_hide(call, text, tmp_path):
+    corpus = tmp_path / "special"
+    tokenizer = TokenizerConfig("byte", special_tokens=("<|mask|>",))
+    build(CorpusConfig("special", (str(text),), str(corpus), validation_fraction=0.2, workers=1), tokenizer)
+    options = ["objective=masked_lm", "model.causal=false"]
+    recipe = [argument for argument in minute(corpus, 4, *options) if "span_tokens" not in argument]
+    page = Path(call("data", "show", *recipe, "--samples=0:8").strip()).read_text()
+    hidden = re.findall(r'<span class="[^"]*\be\b[^"]*" title="([^"]*)">&lt;\|mask\|&gt;<i>([^<]*)</i>', page)
+    assert hidden and all(f"predicts {target} " in title for title, target in hidden)
 
 
 def test_show_of_buckets(call, mine):
