@@ -41,6 +41,11 @@ def _check_sight(part: ObjectiveConfig, phase: Recipe) -> None:
                 "model.causal=true: objective.name=masked_lm asks for hidden tokens from both their sides; set "
                 "model.causal=false, or model.prefix_mask=true to mix it with others"
             )
+        if not model.causal and phase.train.sample_length:
+            raise RecipeError(
+                f"train.sample_length={phase.train.sample_length}: with model.causal=false there is no next token to sample; "
+                "set it to 0"
+            )
     elif not model.causal:
         raise RecipeError(
             f"model.causal=false: objective.name={part.name} asks for the next token, which attention would see; set "

@@ -20,8 +20,8 @@ def recipe_of(*overrides: str) -> Recipe:
 
 NEEDS = {
     "prefix_lm": ["model.prefix_mask=true"],
-    "masked_lm": ["model.causal=false"],
-    "macbert": ["model.causal=false"],
+    "masked_lm": ["model.causal=false", "train.sample_length=0"],
+    "macbert": ["model.causal=false", "train.sample_length=0"],
     "ul2": ["model.prefix_mask=true"],
     "masked_and_causal": ["model.prefix_mask=true"],
 }
@@ -37,6 +37,7 @@ def test_every_recipe_is_checked_with_the_model_that_its_head_names(name: str) -
     [
         (["model.causal=false"], ["model.causal=false", "objective.name=causal"]),
         (["objective=masked_lm"], ["model.causal=true", "masked_lm", "model.prefix_mask=true"]),
+        (["objective=masked_lm", "model.causal=false"], ["train.sample_length=96", "set it to 0"]),
         (["objective=prefix_lm"], ["model.prefix_mask=false", "prefix_lm"]),
         (["objective=span_corruption", "model.causal=false"], ["model.causal=false", "span_corruption"]),
         (["objective=ul2"], ["model.prefix_mask=false"]),
