@@ -23,7 +23,11 @@ class Draws:
 
     def uniforms(self, name: str, count: int, number: int = 0) -> np.ndarray:
         """Numbers in (0, 1), float64 [count]."""
-        return uniform(self.key(name, number), np.arange(count))
+        return self.at(name, np.arange(count), number)
+
+    def at(self, name: str, places: np.ndarray, number: int = 0) -> np.ndarray:
+        """Those of `uniforms` at some places."""
+        return uniform(self.key(name, number), places)
 
     def integer(self, name: str, stop: int, number: int = 0) -> int:
         """A whole number from 0 up to but without `stop`, each as likely."""

@@ -46,7 +46,7 @@ class MaskedLM:
             draws = Draws(self._keys, int(samples.indices[row]))
             length = units.content_length(samples.tokens[row], weights[row], self.vocabulary.eod)
             chosen = self._choose(targets[row, :length], float(rates[row]), draws)
-            inputs[row, chosen] = self._hide(targets[row], draws)[chosen]
+            inputs[row, chosen] = self._hide(targets[row], chosen, draws)
             counted[row, chosen] = weights[row, chosen]
         return Example(inputs, targets, counted, None, np.ones(inputs.shape, bool))
 
@@ -90,13 +90,12 @@ class MaskedLM:
         drawn = draws.uniforms("runs", count)
         return np.minimum(np.searchsorted(self._shares, drawn, side="right"), len(self._shares) - 1) + 1
 
-    def _hide(self, tokens: np.ndarray, draws: Draws) -> np.ndarray:
-        """What stands in place of each token if it is chosen."""
-        config, count = self.config, len(tokens)
-        what = draws.uniforms("what", count)
-        drawn = (draws.uniforms("token", count) * len(self._ordinary)).astype(np.int64)
+    def _hide(self, tokens: np.ndarray, chosen: np.ndarray, draws: Draws) -> np.ndarray:
+        """What stands in place of the tokens at the chosen places."""
+        config, what = self.config, draws.at("what", chosen)
+        drawn = (draws.at("token", chosen) * len(self._ordinary)).astype(np.int64)
         other = self._ordinary[np.minimum(drawn, len(self._ordinary) - 1)]
-        instead = np.where(what < config.mask_share + config.random_share, other, tokens)
+        instead = np.where(what < config.mask_share + config.random_share, other, tokens[chosen])
         return np.where(what < config.mask_share, self.mask, instead)
 
 

@@ -27,9 +27,8 @@ def special(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
 
 def trained(triaxis: Triaxis, special: Path, name: str, *layout: str) -> Path:
     """The run directory of a few steps of one objective."""
-    sizes = ["train.sequence_length=32", "model.layers=4", "checkpoint.every_tokens=0"]
-    run = f"run.name=run{len(layout)}"
-    triaxis.run("train", *minute(special, STEPS, f"objective={name}", *NEEDS.get(name, []), *sizes, run, *layout))
+    sizes = {"train__sequence_length": 32, "model__layers": 4, "run__name": f"run{len(layout)}"}
+    triaxis.run("train", *minute(special, STEPS, f"objective={name}", *NEEDS.get(name, []), *layout, **sizes))
     return triaxis.directory / "runs" / f"run{len(layout)}"
 
 

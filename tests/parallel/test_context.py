@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from models.core import CoreSpec, mask_for, take_spans, visible
+from models.random import Clock
 from parallel.config import ParallelConfig
 from parallel.context import SequenceCut
-from parallel.ring import tasks
+from parallel.ring import RingCore, _Turn, tasks
 from tests.helpers.pool import Pools
 from tests.models.naive_attention import made_up, made_up_prefix, naive
 from tests.parallel import context_jobs
@@ -151,6 +152,27 @@ def test_blocks_cover_what_is_seen_of_prefixes_too(window: int, degree: int) -> 
                 assert task in plain
             covered[slice(*task.rows), slice(*task.columns)] |= seen
         assert torch.equal(covered, whole[rows][:, columns])
+
+
+def test_blocks_without_a_common_document_are_left_out() -> None:
+    """Where every chunk of a zigzag is a document, each rank attends to its own two and to nothing that comes round."""
+    degree, length = 4, 32
+    documents = (torch.arange(length) // (length // (2 * degree))).expand(3, length)
+    for rank in range(degree):
+        core = RingCore(CoreSpec(documents=True), Clock(0), 0, SequenceCut(degree, rank, True), None)  # type: ignore[arg-type]
+        turn = _Turn(torch.device("cpu"), core, documents, None, 0, False, length)
+        kinds = [[task.mask for task, *_ in turn.tasks(step)] for step in range(degree)]
+        assert kinds == [["causal", "causal"], [], [], []]
+        one = documents.clone()
+        one[2] = 0  # in one sequence of the micro-batch there is but one document
+        turn = _Turn(torch.device("cpu"), core, one, None, 0, False, length)
+        assert sum(len(list(turn.tasks(step))) for step in range(degree)) == len(
+            [
+                task
+                for other in range(degree)
+                for task in tasks(CoreSpec(), core.cut.spans(length), core.cut.spans(length, other))
+            ]
+        )
 
 
 def test_a_zigzag_has_few_full_blocks() -> None:
