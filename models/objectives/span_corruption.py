@@ -43,17 +43,19 @@ class SpanSplit:
         taken, spans = self.counts(len(tokens), draws, number)
         kept = _runs(len(tokens) - taken, spans, draws, "kept", number)
         gone = _runs(taken, spans, draws, "taken", number)
-        given, asked, counted, place = [], [], [], 0
-        for sentinel, keep, take in zip(self.sentinels, kept, gone, strict=False):
-            start, stop = place + keep, place + keep + take
-            end = [self.end] if self.end >= 0 else []
-            given += [tokens[place:start], [sentinel]]
-            asked += [[sentinel], tokens[start:stop], end]
-            counted += [weights[start : start + 1], weights[start:stop], weights[stop - 1 : stop][: len(end)]]
-            place = stop
-        given += [[self.separator]] if self.separator >= 0 else []
-        source, target = (np.concatenate([np.asarray(part, np.int64) for part in parts]) for parts in (given, asked))
-        return Pair(source, target, np.concatenate(counted))
+        out = np.repeat(np.tile([False, True], spans), np.stack((kept, gone), axis=1).ravel())
+        sentinels, ends = self.sentinels[:spans], np.cumsum(gone)
+        given = np.insert(tokens[~out], np.cumsum(kept), sentinels)
+        if self.separator >= 0:
+            given = np.append(given, self.separator)
+        # what stands before and after each span; where one ends and the next begins, in this order
+        places, marks, beside = ends - gone, sentinels, ends - gone
+        if self.end >= 0:
+            places = np.stack((places, ends), axis=1).ravel()
+            marks = np.stack((marks, np.full(spans, self.end)), axis=1).ravel()
+            beside = np.stack((beside, ends - 1), axis=1).ravel()
+        counted = weights[out]
+        return Pair(given, np.insert(tokens[out], places, marks), np.insert(counted, places, counted[beside]))
 
 
 def _runs(total: int, count: int, draws: Draws, name: str, number: int) -> np.ndarray:
