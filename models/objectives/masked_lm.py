@@ -58,9 +58,8 @@ class MaskedLM:
         sizes = np.bincount(run)
         order = np.argsort(draws.uniforms("order", len(sizes)), kind="stable")
         before = np.cumsum(sizes[order]) - sizes[order]
-        left = (rate * len(places) - before) / sizes[
-            order
-        ]  # share of a run that still fits: 1 or more, a part, or none
+        # the share of a run that still fits: 1 or more, a part, or none
+        left = (rate * len(places) - before) / sizes[order]
         taken = (left >= 1) | (left > draws.uniform("last"))
         chosen = np.zeros(len(sizes), bool)
         chosen[order[taken]] = True
