@@ -87,7 +87,7 @@ def shrunk(name: str, corpus: Path) -> dict[str, Any]:
             phase["data"]["long_tokens"] //= SHRINK
     tree["schedule"]["warmup_tokens"] = 0
     tree["checkpoint"]["every_tokens"] = 0
-    return json.loads(json.dumps(tree).replace('\\"test\\"', '\\"1/\\"'))  # a folder that the text here has
+    return json.loads(json.dumps(tree).replace('\\"test\\"', '\\"1\\"'))  # some of the texts here
 
 
 def checked(recipe: Recipe, world: int) -> Recipe:
