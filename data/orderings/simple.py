@@ -13,17 +13,54 @@ from data.config import DataError
 from data.documents import Documents
 from data.order import key, mix, permutation
 from data.orderings.base import Ordered, Progress
+from data.tokenizers import load_corpus_tokenizer
 
 
 @dataclass(frozen=True)
 class Shuffle:
-    """Documents in a keyed pseudo-random order."""
+    """Documents in a keyed pseudo-random order; all of them, or as many from the beginning as a budget allows (the BabyLM
+    tracks of 10M and 100M words, arXiv 2301.11796)."""
 
     seed: int = 0
     """Decides the order."""
 
+    words: int = 0
+    """Only documents that together have at most this many words, counted between spaces; 0 = no limit."""
+
+    tokens: int = 0
+    """Only documents that together have at most this many tokens; 0 = no limit."""
+
+    def __post_init__(self) -> None:
+        if self.words and self.tokens:
+            raise DataError(f"--words={self.words} and --tokens={self.tokens}: one budget is enough; leave one out")
+        if min(self.words, self.tokens) < 0:
+            raise DataError(f"--words={self.words}, --tokens={self.tokens}: must be at least 0")
+
     def __call__(self, documents: Documents, progress: Progress) -> Ordered:
-        return Ordered(permutation(len(documents), key("order", "shuffle", self.seed)))
+        order = permutation(len(documents), key("order", "shuffle", self.seed))
+        if self.tokens:
+            sizes = np.cumsum(documents.lengths()[order])
+            kept, unit, limit = int(np.searchsorted(sizes, self.tokens, side="right")), "tokens", self.tokens
+            used = int(sizes[kept - 1]) if kept else 0
+        elif self.words:
+            (kept, used), unit, limit = _within_words(documents, order, self.words, progress), "words", self.words
+        else:
+            return Ordered(order)
+        if not kept:
+            raise DataError(f"--{unit}={limit}: the first document has more; raise it")
+        return Ordered(order[:kept], measured={unit: used})
+
+
+def _within_words(documents: Documents, order: np.ndarray, limit: int, progress: Progress) -> tuple[int, int]:
+    """(documents, their words): as many from the beginning of the order as have at most `limit` words."""
+    tokenizer, used = load_corpus_tokenizer(documents.path), 0
+    for kept, number in enumerate(order.tolist()):
+        words = len(tokenizer.decode(documents.document(number)[:-1]).split())
+        if used + words > limit:
+            return kept, used
+        used += words
+        progress(used, limit, "counting words")
+    return len(order), used
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from data.orderings.base import silent
 from data.orderings.chain import heavy_path
 from data.orderings.embed import Embedder, Vectors, quantise
 from data.orderings.nearest import neighbours
+from data.orderings.simple import Shuffle
+from data.tokenizers import load_corpus_tokenizer
 
 WORDS = """
 cooking oven butter flour sugar bake whisk pan dough salt pepper simmer garlic onion recipe spoon
@@ -334,3 +336,23 @@ def test_tars_of_others_are_ordered_in_place(tmp_path):
         assert np.array_equal(np.sort(numbers), np.arange(len(documents)))
     lengths = documents.lengths()[load(tmp_path / "corpus", "length").numbers("train")]
     assert (np.diff(lengths) >= 0).all()
+
+
+@pytest.mark.parametrize("unit", ["words", "tokens"])
+def test_budgets_take_the_first_documents_of_the_shuffle(byte_corpus, unit):
+    documents, order = Documents(byte_corpus), Shuffle(3)(Documents(byte_corpus), silent).numbers
+    tokenizer = load_corpus_tokenizer(byte_corpus)
+
+    def size(number: int) -> int:
+        tokens = documents.document(number)
+        return len(tokens) if unit == "tokens" else len(tokenizer.decode(tokens[:-1]).split())
+
+    sizes = np.cumsum([size(number) for number in order.tolist()])
+    for limit in (int(sizes[4]), int(sizes[4]) + 1, int(sizes[-1]) + 5):
+        found = Shuffle(3, **{unit: limit})(documents, silent)
+        kept = int((sizes <= limit).sum())
+        assert np.array_equal(found.numbers, order[:kept]) and found.measured == {unit: int(sizes[kept - 1])}
+    with pytest.raises(DataError, match="the first document has more"):
+        Shuffle(3, **{unit: 1})(documents, silent)
+    with pytest.raises(DataError, match="one budget is enough"):
+        Shuffle(3, words=5, tokens=5)
