@@ -12,9 +12,10 @@ import torch
 from data.tokenizers import Tokenizer
 from launcher.sampling import sample_text
 from tests.launcher.running import Triaxis, minute
+from tests.launcher.test_objective_runs import special  # noqa: F401 (a fixture)
 
-# the experiment's objective and kind of model, minute; its decoder's part is as long as its encoder's
-EXPERIMENT = ["experiment=t5_tiny", "model.encoder_layers=2", "model.encoder_length=8"]
+# the experiments' objectives and kind of model, minute
+MINUTE = ["model.encoder_layers=2", "model.encoder_length=24", "schedule.warmup_tokens=0"]
 
 
 def steps_of(directory: Path) -> list[dict]:
@@ -23,9 +24,11 @@ def steps_of(directory: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_it_trains_alike_at_one_process_and_at_three_axes(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("experiment", ["t5_tiny", "t5_tiny_spans"])
+def test_it_trains_alike_at_one_process_and_at_three_axes(experiment: str, special: Path, tmp_path: Path) -> None:  # noqa: F811
     """Four steps at 1 x 1 x 1, where half of them were made at 2 x 2 x 2 the other time."""
-    recipe = minute(corpus, 4, *EXPERIMENT, train__micro_batch=2, schedule__warmup_tokens=0, train__sample_length=4)
+    options = [f"experiment={experiment}", *MINUTE]
+    recipe = minute(special, 4, *options, train__micro_batch=1, train__sample_length=4, train__sequence_length=32)
     found = {}
     for name, first in (("one", []), ("three", ["parallel=3d", "train.max_steps=2"])):
         (tmp_path / name).mkdir()
