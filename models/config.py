@@ -206,11 +206,6 @@ class ModelConfig:
             ("causal=false", not self.causal, "an encoder sees all anyway, and a decoder must not look ahead"),
             ("document_mask=true", self.document_mask, "attention keeps to the documents that the objective marks"),
             ("prefix_mask=true", self.prefix_mask, "what is given is the encoder's, which all see"),
-            (
-                "prefix_mask=true",
-                self.prefix_mask,
-                "what is given stands before the encoder, and is seen both ways anyway",
-            ),
             (f"moe.experts={self.moe.experts}", self.moe.experts > 0, "experts are built in decoders alone"),
         ):
             if there:
