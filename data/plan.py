@@ -97,30 +97,22 @@ def open_plan(corpus: Corpus, spec: PlanSpec, progress: Progress | None = None) 
 
 
 def read_ordering(corpus: Corpus, name: str) -> np.ndarray:
-    """Document numbers of the split in the order that `triaxis data order` wrote, int64 [documents], mapped."""
-    place = corpus.path / "orders" / name
-    try:
-        about = json.loads((place / "order.json").read_text(encoding="utf-8"))
-        order = np.load(place / f"{corpus.split}.npy", mmap_mode="r")
-    except FileNotFoundError as error:
-        there = sorted(path.parent.name for path in corpus.path.glob("orders/*/order.json"))
+    """Document numbers of the split in the order that `triaxis data order` wrote, int64 [documents]."""
+    from data.orderings.store import load
+
+    found = load(corpus.path, name)
+    if corpus.split not in found.splits:
         raise DataError(
-            f"data.ordering={name}: {corpus.path} has no such ordering of its {corpus.split} split (there: "
-            f"{', '.join(there) or 'none'}); make it with `triaxis data order {corpus.path} --name {name} …`"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{place}: cannot be read ({error}); make the ordering again") from error
-    if about.get("fingerprint") != corpus.manifest.fingerprint or len(order) > corpus.documents:
-        raise DataError(
-            f"{place}: was made for another state of {corpus.path}; make it again with `triaxis data order`"
+            f"data.ordering={name}: of the {', '.join(found.splits)} split of {corpus.path}, not of {corpus.split}; make one "
+            f"with `triaxis data order {corpus.path} --splits {corpus.split}`"
         )
-    return order
+    return found.numbers(corpus.split)
 
 
 def _name(corpus: Corpus, spec: PlanSpec, order: np.ndarray | None) -> str:
     parts = [_VERSION, corpus.manifest.fingerprint, corpus.split, asdict(spec)]
     if order is not None:
-        parts.append(hashlib.sha256(order.tobytes()).hexdigest())
+        parts.append(hashlib.sha256(np.ascontiguousarray(order).data).hexdigest())
     return f"{spec.method}-{spec.size}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
 
 
