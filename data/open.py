@@ -39,6 +39,16 @@ def open_stream(
     return _stream(config, seed, spec, tokens, begin or {}, progress)
 
 
+def check_cache(config: DataConfig) -> None:
+    """DataError for options of the cache where no corpus has shards elsewhere."""
+    paths = dict.fromkeys([config.home, *(part.path for part in config.parts)])
+    if config.cache != CacheConfig() and all(Corpus(path, "train", config.cache).local for path in paths):
+        raise DataError(
+            f"data.cache has no effect on {', '.join(paths)}, whose shards are on this machine; leave its options out, or name "
+            "a URL (https://, s3://, gs://, …)"
+        )
+
+
 def ordered_stream(path: str, split: str, length: int, cache: CacheConfig | None = None) -> Stream:
     """A split in plain order, cut at `length`, the same every epoch: what validation reads."""
     return Stream([Source(Corpus(path, split, cache), PlanSpec("cut", length), 0, shuffle="none")])

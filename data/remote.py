@@ -25,21 +25,13 @@ from data.locks import alone, pulse
 from data.manifest import MANIFEST
 from data.urls import join, local_path, scheme
 
-__all__ = ["CacheConfig", "Held", "Location", "ShardStore", "check_cache", "home_of", "open_location"]
+__all__ = ["CacheConfig", "Held", "Location", "ShardStore", "home_of", "open_location"]
 
 ORIGIN = "origin.json"
 """Beside the small files of a corpus from a URL: which URL."""
 
 Files = Mapping[str, tuple[int, str]]
 """Size in bytes and SHA-256 of files, by name within a location."""
-
-
-def check_cache(location: str, cache: CacheConfig) -> None:
-    """DataError for options of the cache where they would have no effect."""
-    if not scheme(location) and cache != CacheConfig():
-        raise DataError(
-            f"data.cache has no effect on {location}, which is local; leave its options out, or give a URL (https://, s3://, …)"
-        )
 
 
 def open_location(location: str | Path, cache: CacheConfig | None = None) -> Location:

@@ -9,6 +9,7 @@ from pathlib import Path
 from data.config import CacheConfig
 from data.corpus import Corpus
 from data.manifest import Manifest
+from data.open import check_cache
 from data.plan import Progress
 from data.tokenizers import load_corpus_tokenizer
 from launcher.compose import phases_of
@@ -39,6 +40,7 @@ def check_corpus(recipe: Recipe) -> Recipe:
     """Open the corpus of every phase; all must share a tokenizer. Returns the recipe with its vocabulary filled in."""
     first = _open(recipe.data.home, recipe.data.cache)
     for phase in phases_of(recipe):
+        check_cache(phase.data)
         special_tokens(phase.objective, load_corpus_tokenizer(phase.data.home, phase.data.cache), phase.data.home)
         for path in dict.fromkeys([phase.data.home, *(part.path for part in phase.data.parts)]):
             if _open(path, phase.data.cache).tokenizer_fingerprint != first.tokenizer_fingerprint:

@@ -8,15 +8,19 @@ import json
 import os
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from data.config import CacheConfig, DataError, TokenizerConfig
+from data.config import CacheConfig, DataConfig, DataError, TokenizerConfig
 from data.corpus import Corpus
 from data.index import IndexConfig, index
 from data.manifest import Manifest
+from data.open import check_cache
 from data.plain import PLAIN, SEEN, PlainReader
 from data.plan import PlanSpec
 from data.remote import open_location
@@ -135,6 +139,29 @@ def test_members_are_found_where_tarfile_finds_them(tmp_path: Path, format_: int
         assert found.offsets.tolist() == [member.offset_data for member in plain]
         assert found.sizes.tolist() == [member.size for member in plain]
         assert found.others == len(reference.getmembers()) - len(plain)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.dictionaries(
+        st.text("aé/._-", min_size=1, max_size=300).map(lambda name: f"m{name}z"), st.integers(0, 2000), max_size=6
+    ),
+    st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+)
+def test_any_tar_is_read_as_tarfile_reads_it(members: dict[str, int], format_: int) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format_) as tar:
+        for name, size in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = size
+            tar.addfile(info, io.BytesIO(b"x" * size))
+    found = scan(file.getvalue(), "x")
+    file.seek(0)
+    with tarfile.open(fileobj=file) as reference:
+        plain = reference.getmembers()
+    assert found.names == [member.name for member in plain]
+    assert found.offsets.tolist() == [member.offset_data for member in plain]
+    assert found.sizes.tolist() == [member.size for member in plain]
 
 
 def test_sizes_in_base_256(tmp_path: Path) -> None:
@@ -466,6 +493,16 @@ def test_a_stream_from_a_url_fetches_ahead_through_a_small_cache(tmp_path: Path)
         assert not Corpus(opened, "train", cache).local, "the directory of an opened corpus stands for its URL"
     finally:
         server.close()
+
+
+def test_options_of_the_cache_need_something_elsewhere(tmp_path: Path) -> None:
+    directory = indexed(tmp_path, write_tar(tmp_path / "tars" / "0.tar", FORMS["txt"](texts(9))))
+    check_cache(DataConfig(path=str(directory)))
+    with pytest.raises(DataError, match="data.cache has no effect on .*index, whose shards are on this machine"):
+        check_cache(DataConfig(path=str(directory), cache=CacheConfig(gigabytes=1)))
+    manifest = Manifest.load(directory)
+    replace(manifest, spec={**manifest.spec, "tars": "s3://bucket/tars"}).save(directory)
+    check_cache(DataConfig(path=str(directory), cache=CacheConfig(gigabytes=1, directory=str(tmp_path / "cache"))))
 
 
 def test_a_plain_corpus_says_so(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from data.cache import Entry, FileCache
 from data.config import CacheConfig, DataError
 from data.download import pause_seconds
-from data.remote import ShardStore, check_cache, open_location
+from data.remote import ShardStore, open_location
 from data.urls import expand
 from tests.data.misbehaving import Server
 
@@ -318,9 +318,6 @@ def test_a_local_directory_is_itself(tmp_path: Path) -> None:
             assert path == tmp_path / "0.tar"
     place = open_location(tmp_path)
     assert place.local and place.sidecar("0.tar") == tmp_path / "0.tar"
-    with pytest.raises(DataError, match="data.cache has no effect"):
-        check_cache(str(tmp_path), CacheConfig(gigabytes=1))
-    check_cache("s3://bucket/corpus", CacheConfig(gigabytes=1))
 
 
 def test_a_corpus_at_a_url_brings_its_small_files_once(server: Server, options: dict) -> None:
