@@ -26,6 +26,7 @@ COMMANDS = {
     "checkpoint convert": "Hugging Face folders, other shapes, averages  triaxis checkpoint convert runs/tiny exported",
     "checkpoint routing": "where a mixture's tokens go, over time        triaxis checkpoint routing runs/moe_tiny",
     "bench train": "Triaxis against a bare loop and a Trainer   triaxis bench train",
+    "bench attention": "what a document mask costs                  triaxis bench attention",
     "bench moe": "what a mixture of experts costs             triaxis bench moe",
     "bench layouts": "bubbles against theory, engine against engine  triaxis bench layouts",
     "bench attention": "document by document beside the dense mask  triaxis bench attention",

@@ -22,7 +22,7 @@ def test_every_length_is_measured_in_all_three_ways(tmp_path: Path, capsys: pyte
         assert set(one["seconds"]) == {"dense", "causal", "varlen"} and min(one["seconds"].values()) > 0
         assert 0 < one["low"] <= one["ratio"] <= one["high"]
     told = capsys.readouterr().out
-    assert "2 heads" in told and "documents of 100" in told
+    assert "2 heads" in told and "128 / 100" in told
 
 
 @pytest.mark.parametrize(
