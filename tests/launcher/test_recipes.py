@@ -246,7 +246,7 @@ def test_the_launcher_refuses_without_importing_torch() -> None:
 def test_completion_knows_commands_recipes_and_options() -> None:
     assert completions("triaxis tr") == ["train"]
     assert completions("triaxis checkpoint ver") == ["verify"]
-    assert completions("triaxis train experiment=tiny") == ["experiment=tiny", "experiment=tiny_3d"]
+    assert completions("triaxis train experiment=tiny_") == ["experiment=tiny_3d", "experiment=tiny_documents"]
     assert "optimizer.learning_rate=" in completions("triaxis train optimizer.l")
 
 
