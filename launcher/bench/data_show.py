@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from launcher.bench.data_peers import PEERS
 from launcher.bench.show import new_table
 from launcher.report.theme import LIGHT
 
@@ -28,44 +29,46 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
     console.print(f"First batch of a fresh process at sample {told} ({resume['shards']:,} shards)", markup=False)
     share = f"{waits['median']:.2%} of a training step (worst {waits['worst']:.2%} of {waits['steps']:.0f} steps)"
     console.print(f"Waiting for data: {share}", markup=False)
+    versions = dict.fromkeys(f"{PEERS[name][0]} {version}" for name, version in figures["versions"].items())
+    console.print("Peers:", ", ".join(versions) or "none", markup=False)
     for name in figures["absent"]:
         console.print(f"not installed, left out: {name}", markup=False)
 
 
 def _speed(figures: dict[str, Any]) -> Any:
     table = new_table(
-        "Speed: medians; ratios of processor time in the same round",
-        *("", "million tokens/s", "a core-second", "Triaxis is", "goal", "first batch", "from command"),
+        "Speed: medians; ratios of processor time within a round",
+        "million tokens",
+        "a second",
+        "a core-second",
+        "Triaxis is",
     )
+    table.columns[0].no_wrap = True
+    told = []
     for name, one in figures["loaders"].items():
-        goal, ratio = figures["goals"].get(name), one["ours_is"]
-        reached = goal is not None and one["tokens_per_core_second"] >= goal
-        told = (
-            ""
-            if goal is None
-            else f"[{'green' if reached else 'yellow'}]> {goal / 1e6:.0f}{'' if reached else ' missed'}[/]"
-        )
-        table.add_row(
-            _called(name, figures),
-            f"{one['tokens_per_second'] / 1e6:.1f}",
-            f"{one['tokens_per_core_second'] / 1e6:.1f}",
-            "" if name == "Triaxis" else f"{ratio['median']:.2f}× ({ratio['low']:.2f}–{ratio['high']:.2f})",
-            told,
-            f"{one['first_batch']:.2f} s",
-            f"{one['from_command']:.1f} s",
-        )
+        goal, ratio, speed = figures["goals"].get(name), one["ours_is"], one["tokens_per_core_second"]
+        if goal is not None:
+            told.append(f"goal of {name}: more than {goal / 1e6:.0f} a core-second{'' if speed > goal else ', missed'}")
+        times = "" if name == "Triaxis" else f"{ratio['median']:.2f}× ({ratio['low']:.2f}–{ratio['high']:.2f})"
+        table.add_row(name, f"{one['tokens_per_second'] / 1e6:.1f}", f"{speed / 1e6:.1f}", times)
+    table.caption = "; ".join(told)
     return table
 
 
 def _memory(figures: dict[str, Any]) -> Any:
-    batches = figures["long"]
+    batches = figures["long"] // 2
     table = new_table(
-        f"Memory, MB: over {batches:,} batches ({batches * figures['batch'] / 1e6:.0f} million tokens)",
-        *("", "most resident", "of its own", "grew by"),
+        f"Start, s, and memory, MB; growth over {batches:,} batches ({batches * figures['batch'] / 1e6:.0f} million tokens)",
+        *("", "opened", "command", "most", "own", "grew"),
     )
+    table.columns[0].no_wrap = True
     for name, one in figures["loaders"].items():
-        table.add_row(name, *(f"{one[kind] / 1e6:.1f}" for kind in ("peak", "own", "growth")))
-    table.caption = "Of its own: without mapped files, which the kernel takes back when it needs room"
+        sizes = (f"{one[kind] / 1e6:.1f}" for kind in ("peak", "own", "growth"))
+        table.add_row(name, f"{one['first_batch']:.2f}", f"{one['from_command']:.1f}", *sizes)
+    table.caption = (
+        "Opened: to the first batch, imports left out; command: with them. Own: without mapped files, which the kernel takes "
+        "back when it needs room"
+    )
     return table
 
 
@@ -76,17 +79,12 @@ def _disk(figures: dict[str, Any]) -> Any:
     return table
 
 
-def _called(name: str, figures: dict[str, Any]) -> str:
-    version = figures["versions"].get(name)
-    return f"{name} ({version})" if version else name
-
-
 def draw(figures: dict[str, Any]) -> bytes:
     """Speeds as bars, a PNG."""
     from matplotlib.figure import Figure
 
     rows = sorted(figures["loaders"].items(), key=lambda row: row[1]["tokens_per_core_second"])
-    names = [_called(name, figures) for name, _ in rows]
+    names = [name for name, _ in rows]
     speeds = [one["tokens_per_core_second"] / 1e6 for _, one in rows]
     colours = [LIGHT.series[0] if name.startswith("Triaxis") else LIGHT.series[-1] for name, _ in rows]
     figure = Figure(figsize=(9.0, 0.9 + 0.48 * len(rows)))
