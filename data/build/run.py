@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,7 @@ class _Build:
         total = sum(part.size for part in self._parts)
         for stage in range(self._job.stages):
             note = "reading" if stage == 0 else f"cleaning, pass {stage + 1}"
-            if not self._all_parts(
-                stage, lambda part, stage=stage: place.cleaned(stage, part.number), note, total, True
-            ):
+            if not self._all_parts(stage, partial(_cleaned, place, stage), note, total, True):
                 return None
             if stage < self._job.stages - 1 and not place.decided(stage).exists():
                 self._progress(total, total, "deciding over all documents", 0)
@@ -135,6 +134,11 @@ class _Build:
             self._progress(min(done, total), total, f"waiting for {missing} parts of other shares", tokens)
             time.sleep(0.5)
         return True
+
+
+def _cleaned(place: Place, stage: int, part: Part) -> Path:
+    """What marks a part as done in a stage of reading and cleaning."""
+    return place.cleaned(stage, part.number)
 
 
 def _share_of(own: list[Part], left: list[Part], total: int, parts: list[Part]) -> int:
