@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from launcher.help import COMMANDS, completions, overview
@@ -60,12 +61,6 @@ def _help(arguments: list[str]) -> int:
     return 0
 
 
-def _train(arguments: list[str]) -> int:
-    from launcher.submit import train_command
-
-    return train_command(arguments)
-
-
 def _data_build(arguments: list[str]) -> int:
     from launcher.submit import build_corpus, build_share, config_dir_of, report_corpus
 
@@ -110,47 +105,11 @@ def _share_of(arguments: list[str]) -> tuple[tuple[int, int] | None, list[str]]:
     return ((own - first) // step + 1, count), arguments
 
 
-def _data_index(arguments: list[str]) -> int:
-    from launcher.indexing import index_command
-
-    return index_command(arguments)
-
-
 def _data_inspect(arguments: list[str]) -> int:
     from data.inspect import describe
 
     print(describe(_path(arguments, "data inspect", "corpora/stdlib")))
     return 0
-
-
-def _data_order(arguments: list[str]) -> int:
-    from launcher.corpus.order import order_command
-
-    return order_command(arguments)
-
-
-def _data_stats(arguments: list[str]) -> int:
-    from launcher.corpus.stats import stats_command
-
-    return stats_command(arguments)
-
-
-def _data_replay(arguments: list[str]) -> int:
-    from launcher.corpus.replay import replay_command
-
-    return replay_command(arguments)
-
-
-def _data_audit(arguments: list[str]) -> int:
-    from launcher.corpus.replay import audit_command
-
-    return audit_command(arguments)
-
-
-def _data_show(arguments: list[str]) -> int:
-    from launcher.corpus.show import show_command
-
-    return show_command(arguments)
 
 
 def _data_verify(arguments: list[str]) -> int:
@@ -163,12 +122,6 @@ def _data_verify(arguments: list[str]) -> int:
         corpus.verify()
         print(f"{path}: {split} is whole, {corpus.tokens:,} tokens")
     return 0
-
-
-def _sample(arguments: list[str]) -> int:
-    from launcher.generate import sample_command
-
-    return sample_command(arguments)
 
 
 def _report(arguments: list[str]) -> int:
@@ -185,66 +138,6 @@ def _report(arguments: list[str]) -> int:
     for path in write_report([Path(argument) for argument in arguments], out):
         print(path)
     return 0
-
-
-def _compare(arguments: list[str]) -> int:
-    from launcher.compare import compare_command
-
-    return compare_command(arguments)
-
-
-def _plan(arguments: list[str]) -> int:
-    from launcher.plan.show import plan_command
-
-    return plan_command(arguments)
-
-
-def _plan_layout(arguments: list[str]) -> int:
-    from launcher.plan.layout import layout_command
-
-    return layout_command(arguments)
-
-
-def _bench_train(arguments: list[str]) -> int:
-    from launcher.bench.train import main as bench
-
-    return bench(arguments)
-
-
-def _bench_attention(arguments: list[str]) -> int:
-    from launcher.bench.attention import main as bench
-
-    return bench(arguments)
-
-
-def _bench_moe(arguments: list[str]) -> int:
-    from launcher.bench.moe import main as bench
-
-    return bench(arguments)
-
-
-def _bench_data_build(arguments: list[str]) -> int:
-    from launcher.bench.databuild import main as bench
-
-    return bench(arguments)
-
-
-def _bench_data_dedup(arguments: list[str]) -> int:
-    from launcher.bench.datadedup import main as bench
-
-    return bench(arguments)
-
-
-def _bench_layouts(arguments: list[str]) -> int:
-    from launcher.bench.layouts import main as bench
-
-    return bench(arguments)
-
-
-def _bench_data(arguments: list[str]) -> int:
-    from launcher.bench.data import main as bench
-
-    return bench(arguments)
 
 
 def _checkpoint_list(arguments: list[str]) -> int:
@@ -269,18 +162,6 @@ def _checkpoint_inspect(arguments: list[str]) -> int:
     return 0
 
 
-def _checkpoint_convert(arguments: list[str]) -> int:
-    from launcher.convert import convert_command
-
-    return convert_command(arguments)
-
-
-def _checkpoint_routing(arguments: list[str]) -> int:
-    from launcher.routing import routing_command
-
-    return routing_command(arguments)
-
-
 def _complete(arguments: list[str]) -> int:
     print("\n".join(completions(" ".join(arguments))))
     return 0
@@ -301,34 +182,45 @@ def _path(arguments: list[str], command: str, example: str) -> Path:
     return Path(arguments[0])
 
 
+def _at(place: str) -> Command:
+    """The command `module:function`, imported when it is called: help and completion stay quick."""
+
+    def call(arguments: list[str]) -> int:
+        module, _, name = place.partition(":")
+        return getattr(import_module(module), name)(arguments)
+
+    return call
+
+
 HANDLERS: dict[str, Command] = {
-    "train": _train,
-    "plan": _plan,
-    "plan layout": _plan_layout,
-    "sample": _sample,
+    "train": _at("launcher.submit:train_command"),
+    "plan": _at("launcher.plan.show:plan_command"),
+    "plan layout": _at("launcher.plan.layout:layout_command"),
+    "sample": _at("launcher.generate:sample_command"),
     "report": _report,
-    "compare": _compare,
+    "compare": _at("launcher.compare:compare_command"),
     "data build": _data_build,
-    "data index": _data_index,
+    "data index": _at("launcher.indexing:index_command"),
     "data inspect": _data_inspect,
     "data verify": _data_verify,
-    "data order": _data_order,
-    "data stats": _data_stats,
-    "data show": _data_show,
-    "data replay": _data_replay,
-    "data audit": _data_audit,
+    "data order": _at("launcher.corpus.order:order_command"),
+    "data stats": _at("launcher.corpus.stats:stats_command"),
+    "data show": _at("launcher.corpus.show:show_command"),
+    "data replay": _at("launcher.corpus.replay:replay_command"),
+    "data audit": _at("launcher.corpus.replay:audit_command"),
     "checkpoint list": _checkpoint_list,
     "checkpoint verify": _checkpoint_verify,
     "checkpoint inspect": _checkpoint_inspect,
-    "checkpoint convert": _checkpoint_convert,
-    "checkpoint routing": _checkpoint_routing,
-    "bench train": _bench_train,
-    "bench moe": _bench_moe,
-    "bench attention": _bench_attention,
-    "bench layouts": _bench_layouts,
-    "bench data build": _bench_data_build,
-    "bench data dedup": _bench_data_dedup,
-    "bench data": _bench_data,
+    "checkpoint convert": _at("launcher.convert:convert_command"),
+    "checkpoint routing": _at("launcher.routing:routing_command"),
+    "bench train": _at("launcher.bench.train:main"),
+    "bench moe": _at("launcher.bench.moe:main"),
+    "bench attention": _at("launcher.bench.attention:main"),
+    "bench packing": _at("launcher.bench.packing:main"),
+    "bench layouts": _at("launcher.bench.layouts:main"),
+    "bench data build": _at("launcher.bench.databuild:main"),
+    "bench data dedup": _at("launcher.bench.datadedup:main"),
+    "bench data": _at("launcher.bench.data:main"),
     "completion": _completion,
     "complete": _complete,
     "help": _help,

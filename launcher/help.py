@@ -29,6 +29,7 @@ COMMANDS = {
     "bench attention": "what a document mask costs                  triaxis bench attention",
     "bench moe": "what a mixture of experts costs             triaxis bench moe",
     "bench layouts": "bubbles against theory, engine against engine  triaxis bench layouts",
+    "bench packing": "losses of ways to read, at equal tokens      triaxis bench packing",
     "bench data build": "the build beside datasets.map and megatron-core  triaxis bench data build",
     "bench data dedup": "near-deduplication beside datasketch          triaxis bench data dedup",
     "bench data": "the stream beside other loaders             triaxis bench data",
