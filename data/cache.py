@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from data.config import CacheConfig, DataError
+from data.config import DataError
 from data.locks import Patience, alone, pulse, take
+from data.stream_config import CacheConfig
 
 
 @dataclass(frozen=True)

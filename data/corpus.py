@@ -16,10 +16,11 @@ import numpy as np
 
 from data.access import Access
 from data.cache import Held
-from data.config import CacheConfig, DataError
+from data.config import DataError
 from data.manifest import Manifest, Split
 from data.remote import open_location
 from data.shards import OPEN_SHARDS
+from data.stream_config import CacheConfig
 
 
 class ShardLine(Protocol):

@@ -9,8 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import IO
 
-from data.config import CacheConfig, DataError
+from data.config import DataError
 from data.order import key
+from data.stream_config import CacheConfig
 from data.transport import Answer, TransferError, answer
 
 _DOUBLINGS = 6

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.config import CacheConfig, DataError, TokenizerConfig
+from data.config import DataError, TokenizerConfig
 from data.index_tar import HASH_RANGE, Found, Task, index_tar, sample_of
 from data.manifest import FORMAT, Manifest, Split
 from data.members import Options
 from data.plain import PLAIN, TARS, write_seen
+from data.stream_config import CacheConfig
 from data.tokenizers import TOKENIZER_DIRECTORY, Tokenizer, make_tokenizer
 from data.urls import expand, scheme
 

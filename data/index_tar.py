@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from data.cache import Entry, FileCache, NoRoomError
-from data.config import CacheConfig, DataError
+from data.config import DataError
 from data.download import download
 from data.manifest import Shard, Totals
 from data.members import ARRAYS, DTYPES, Options, Place, places, text_of, tokens_of_text
 from data.metadata import MetadataWriter
 from data.spelling import bytes_of
+from data.stream_config import CacheConfig
 from data.tar import scan
 from data.tokenizers import TOKENIZER_DIRECTORY, Tokenizer
 from data.urls import join, scheme

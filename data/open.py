@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.config import BucketsConfig, CacheConfig, DataConfig, DataError, SourceConfig
+from data.config import DataError
 from data.corpus import Corpus
 from data.mixture import Mixture, smooth
 from data.plan import PlanSpec, Progress
 from data.source import Source
 from data.stream import BucketStream, Skips, Stream, TokenStream
+from data.stream_config import BucketsConfig, CacheConfig, DataConfig, SourceConfig
 
 
 def open_stream(

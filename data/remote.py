@@ -19,10 +19,11 @@ from pathlib import Path
 from types import TracebackType
 
 from data.cache import Entry, FileCache, Held, NoRoomError
-from data.config import CacheConfig, DataError
+from data.config import DataError
 from data.download import Stopped, download
 from data.locks import alone, pulse
 from data.manifest import MANIFEST
+from data.stream_config import CacheConfig
 from data.urls import join, local_path, scheme
 
 __all__ = ["CacheConfig", "Held", "Location", "ShardStore", "home_of", "open_location"]

@@ -95,9 +95,8 @@ class Cut:
     def fill(self, place: tuple[int, ...], within: int, row: np.ndarray, weights: np.ndarray) -> None:
         start, size, begin, count = place
         at = begin + within - 1
-        if within + len(weights) <= count and 0 <= at <= size - len(
-            row
-        ):  # most rows: full, and not around the circle's end
+        # most rows are full, and do not go around the circle's end
+        if within + len(weights) <= count and 0 <= at <= size - len(row):
             self._corpus.read(start + at, row)
             return
         count = max(0, min(count - within, len(weights)))

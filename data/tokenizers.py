@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from data.config import BYTE_VOCABULARY, EOD_TEXT, CacheConfig, DataError, TokenizerConfig
+from data.config import BYTE_VOCABULARY, EOD_TEXT, DataError, TokenizerConfig
 from data.manifest import Manifest
 from data.remote import home_of
+from data.stream_config import CacheConfig
 from data.vocabularies import PATTERNS, byte_vocabulary, pattern_of, ranks_of, read_tiktoken, train_bpe, train_unigram
 from data.words import WordEncoder
 

@@ -6,11 +6,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from data.config import CacheConfig
 from data.corpus import Corpus
 from data.manifest import Manifest
 from data.open import check_cache
 from data.plan import Progress
+from data.stream_config import CacheConfig
 from data.tokenizers import load_corpus_tokenizer
 from launcher.compose import phases_of
 from launcher.config import Recipe, RecipeError

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.config import CorpusConfig, DataConfig, TokenizerConfig
+from data.config import CorpusConfig, TokenizerConfig
+from data.stream_config import DataConfig
 from models.config import ModelConfig
 from models.objectives.config import ObjectiveConfig
 from parallel.config import ParallelConfig, PrecisionConfig

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.audit import Usage, audit
-from data.config import BucketsConfig, DataConfig, SourceConfig
 from data.open import open_stream
 from data.order import UnitOrder
 from data.stream import TokenStream
+from data.stream_config import BucketsConfig, DataConfig, SourceConfig
 from tests.data.synthetic import write_corpus
 
 LENGTHS = {"a": [[30, 7, 64, 12], [50, 9, 200]], "b": [[16, 31, 90]]}

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import data.config as config_module
-from data.config import CorpusConfig, DataConfig, DataError, TokenizerConfig
+import data.config
+import data.stream_config
+from data.config import CorpusConfig, DataError, TokenizerConfig
+from data.stream_config import DataConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -61,12 +63,19 @@ def test_impossible_values_are_refused_by_name(kind, options, named):
     assert named in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["TokenizerConfig", "CorpusConfig", "DataConfig"])
-def test_every_field_is_documented(name):
-    tree = ast.parse(Path(config_module.__file__).read_text())
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (data.config, "TokenizerConfig"),
+        (data.config, "CorpusConfig"),
+        *((data.stream_config, name) for name in ("SourceConfig", "BucketsConfig", "CacheConfig", "DataConfig")),
+    ],
+)
+def test_every_field_is_documented(module, name):
+    tree = ast.parse(Path(module.__file__).read_text())
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name).body
     fields = [i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
-    assert len(fields) == len(dataclasses.fields(getattr(config_module, name)))
+    assert len(fields) == len(dataclasses.fields(getattr(module, name)))
     for i in fields:
         following = body[i + 1]
         assert isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant), ast.unparse(body[i])

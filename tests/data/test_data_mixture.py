@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config import DataConfig, DataError, SourceConfig
+from data.config import DataError
 from data.mixture import Mixture, smooth
 from data.open import names_of, open_stream
+from data.stream_config import DataConfig, SourceConfig
 from tests.data.synthetic import write_corpus
 
 WEIGHTS = st.lists(st.floats(0.01, 10), min_size=1, max_size=7)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config import CacheConfig, DataConfig, DataError, TokenizerConfig
+from data.config import DataError, TokenizerConfig
 from data.corpus import Corpus
 from data.index import IndexConfig, index
 from data.manifest import Manifest
@@ -26,6 +26,7 @@ from data.plan import PlanSpec
 from data.remote import open_location
 from data.source import Source
 from data.stream import Stream
+from data.stream_config import CacheConfig, DataConfig
 from data.tar import scan
 from data.tokenizers import Tokenizer
 from tests.data.misbehaving import Server

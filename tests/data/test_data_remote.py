@@ -19,9 +19,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from data.cache import Entry, FileCache
-from data.config import CacheConfig, DataError
+from data.config import DataError
 from data.download import pause_seconds
 from data.remote import ShardStore, open_location
+from data.stream_config import CacheConfig
 from data.urls import expand
 from tests.data.misbehaving import Server
 

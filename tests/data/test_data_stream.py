@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config import BucketsConfig, DataConfig, DataError, SourceConfig
+from data.config import DataError
 from data.corpus import Corpus
 from data.manifest import Manifest
 from data.open import open_stream, ordered_stream
 from data.stream import Stream, TokenStream, hash_of
+from data.stream_config import BucketsConfig, DataConfig, SourceConfig
 from tests.data.synthetic import EOD, document, write_corpus
 
 LENGTHS = st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=12), min_size=1, max_size=4)
