@@ -32,7 +32,7 @@ READINGS = {
     "mixture": [
         "data.sources=[{path: CORPUS, name: a, weight: 0.7}, {path: CORPUS, name: b, weight: 0.3, epochs: 50}]"
     ],
-    "ordered": ["data.ordering=short"],
+    "ordered": ["data.ordering=short", "data.shuffle=none"],
     "window": ["data.window=2"],
 }
 AXES = ("parallel.tensor=2", "parallel.pipeline=2", "parallel.data=2")
