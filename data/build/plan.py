@@ -75,7 +75,10 @@ def spec_of(corpus: CorpusConfig, tokenizer: TokenizerConfig, files: list[Source
 
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> str:
-    """What `now` says otherwise than `was`, in words; empty where it says nothing else."""
+    """What `now` says otherwise than `was`, in words; empty where it says nothing else. An option that is younger than what
+    was built was at its default then."""
+    plain = spec_of(CorpusConfig("x", ("x",), "x"), TokenizerConfig("byte"), None)
+    was = {option: plain[option] for option in now if option in plain} | was
     return "; ".join(
         f"{option} was {was.get(option)!r}, now {value!r}" for option, value in now.items() if was.get(option) != value
     )

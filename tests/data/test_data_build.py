@@ -19,6 +19,7 @@ import data.build.run as build_module
 import data.build.settle as settle_module
 import data.build.work as work_module
 from data.build import build
+from data.build.plan import differences, spec_of
 from data.config import CorpusConfig, DataError, TokenizerConfig
 from data.inspect import describe
 from data.manifest import Manifest
@@ -390,3 +391,9 @@ def test_description_shows_what_matters(byte_corpus):
     assert manifest.baselines is not None
     assert f"{manifest.baselines.bigram:.4f} nats/token" in text
     assert texts_of(byte_corpus, "validation")[0][:40].splitlines()[0] in text
+
+
+def test_an_option_that_is_younger_than_a_corpus_was_at_its_default():
+    now = spec_of(CorpusConfig("a", ("text",), "a"), TokenizerConfig("bpe", 300, special_tokens=("<|mask|>",)), None)
+    was = {option: value for option, value in now.items() if option not in ("tokenizer.special_tokens", "corpus.clean")}
+    assert differences(was, now) == "tokenizer.special_tokens was [], now ['<|mask|>']"
