@@ -221,7 +221,7 @@ WORKER = """
     from data.remote import CacheConfig, ShardStore
     url, directory, names, size, shas, gigabytes = sys.argv[1:]
     names, shas = names.split(","), shas.split(",")
-    cache = CacheConfig(directory=directory, gigabytes=float(gigabytes), timeout_seconds=5, backoff_seconds=0.01)
+    cache = CacheConfig(directory=directory, gigabytes=float(gigabytes), timeout_seconds=60, backoff_seconds=0.01)
     store = ShardStore(url, {name: (int(size), sha) for name, sha in zip(names, shas)}, cache)
     for _ in range(3):
         for name in names:
