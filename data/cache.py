@@ -126,7 +126,8 @@ class FileCache:
         self._make_room(entry, spare, urgent, release)
         try:
             fetch(part)
-            os.rename(part, self._files / entry.sha256)
+            with alone(self._locks / "room", self._patience):  # who counts files must not miss one between two names
+                os.rename(part, self._files / entry.sha256)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:

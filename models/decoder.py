@@ -78,7 +78,8 @@ class PositionBlock(Block):
         self.resets = config.reset_position_ids and config.positions == "learned"
         self.dropout = Dropout(layers, config.dropout, self.name)
         self.parts = Parts(config, layers)
-        self.encoder_dropout = Dropout(layers, config.dropout, f"{self.name}/encoder")
+        if self.parts.encoder:
+            self.encoder_dropout = Dropout(layers, config.dropout, f"{self.name}/encoder")
 
     def forward(self, x: Tensor) -> Tensor:
         dropping = self.dropout.probability > 0 and self.training
