@@ -126,8 +126,7 @@ class FileCache:
         self._make_room(entry, spare, urgent, release)
         try:
             fetch(part)
-            with alone(self._locks / "room", self._patience):  # who counts files must not miss one between two names
-                os.rename(part, self._files / entry.sha256)
+            os.rename(part, self._files / entry.sha256)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
@@ -166,13 +165,17 @@ class FileCache:
     def _sizes(self) -> dict[str, int]:
         """Bytes of every whole file, and of every one under way, by its name in `files`; what nobody fetches is removed."""
         found: dict[str, int] = {}
-        for path in self._files.iterdir():
+        # Twice: a file that is published while the directory is read may be missed under both its names.
+        names = {*os.listdir(self._files), *os.listdir(self._files)}
+        for path in (self._files / name for name in names):
+            part = path.suffix == ".part"
             try:
-                if path.suffix == ".part" and self._unlocked(path.stem, path.unlink):
+                if part and self._unlocked(path.stem, path.unlink):
                     continue
                 found[path.name] = path.stat().st_size
-            except FileNotFoundError:
-                continue  # published or removed since it was listed
+            except FileNotFoundError:  # published or removed since it was listed
+                if part and (self._files / path.stem).exists():
+                    found[path.stem] = (self._files / path.stem).stat().st_size
         return found
 
     def _evict(self, key: str) -> bool:
