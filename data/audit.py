@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data.order import starts_of
 from data.source import Source
 from data.stream import BucketStream, Stream, TokenStream, past_skips_one
 
@@ -21,31 +22,32 @@ _UNITS_AT_ONCE = 1 << 20
 @dataclass
 class Usage:
     """How a source was used. times: epochs of it that were begun; whole: of those, the ones that were read whole. tokens:
-    predicted in all. uses: per document, tokens predicted, int64 [documents]. faults: what must not be, in words."""
+    predicted in all. lengths, uses: of each document its tokens, and how many were predicted, int64 [documents]. faults:
+    what must not be, in words."""
 
     source: Source
     name: str
     times: int = 0
     whole: int = 0
     tokens: int = 0
-    uses: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        corpus = self.source.corpus
+        self.lengths = np.concatenate([corpus.lengths(shard) for shard in range(corpus.shards)])
+        self.uses = np.zeros(corpus.documents, np.int64)
 
     def rates(self) -> tuple[float, float]:
         """Least and most that a document (that passes the source's filter) was used, in times its tokens."""
-        lengths = np.concatenate([self.source.corpus.lengths(shard) for shard in range(self.source.corpus.shards)])
         there = np.flatnonzero(self.uses)
-        rates = self.uses[there] / lengths[there]
+        rates = self.uses[there] / self.lengths[there]
         least = 0.0 if len(there) < self.source.documents else float(rates.min(initial=np.inf))
         return least, float(rates.max(initial=0))
 
 
 def audit(stream: TokenStream, names: list[str], end: int) -> list[Usage]:
     """How each source of a stream was used by a phase that read places [0, end)."""
-    used = [
-        Usage(source, name, uses=np.zeros(source.corpus.documents, np.int64))
-        for source, name in zip(stream.sources, names, strict=True)
-    ]
+    used = [Usage(source, name) for source, name in zip(stream.sources, names, strict=True)]
     for inner, first, ranges in _streams(stream, end):
         units, edges = _read(inner, ranges)
         for number, found in enumerate(units):
@@ -84,14 +86,12 @@ def _epoch(usage: Usage, epoch: int, positions: np.ndarray, edges: list[_Edge]) 
         if predicted != source.tokens:
             usage.faults.append(f"epoch {epoch}: {predicted:,} tokens were predicted of {source.tokens:,}")
     usage.tokens += predicted
-    usage.uses += _by_document(source, starts, sizes)
+    usage.uses += _by_document(usage.lengths, starts, sizes)
 
 
-def _by_document(source: Source, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def _by_document(lengths: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Tokens of each document in some intervals, int64 [documents]: differences of how much lies before its ends."""
-    corpus = source.corpus
-    ends = np.cumsum(np.concatenate([corpus.lengths(shard) for shard in range(corpus.shards)]))
-    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    ends, before = np.cumsum(lengths), starts_of(sizes)
     at = np.searchsorted(starts, ends, side="left")  # intervals that begin before each end
     last = np.maximum(at - 1, 0)
     beyond = np.where(at > 0, np.maximum(starts[last] + sizes[last] - ends, 0), 0) if len(starts) else 0

@@ -59,11 +59,11 @@ class ColumnReader:
 
     def _value(self, source: int, document: int) -> object:
         corpus = self._stream.sources[source].corpus
-        shard = int(np.searchsorted(corpus.document_starts, document, side="right")) - 1
+        shard, within = corpus.shard_of(document)
         found = self._shards.get((source, shard))
         if found is None:
             found = self._shards[source, shard] = corpus.columns(shard, [self._name])[self._name]
             if len(self._shards) > _SHARDS_CACHED:
                 self._shards.popitem(last=False)
-        value = found[document - int(corpus.document_starts[shard])]
+        value = found[within]
         return None if isinstance(value, float) and np.isnan(value) else value

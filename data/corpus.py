@@ -18,6 +18,7 @@ from data.access import Access
 from data.cache import Held
 from data.config import DataError
 from data.manifest import Manifest, Split
+from data.order import starts_of
 from data.remote import open_location
 from data.shards import OPEN_SHARDS
 from data.stream_config import CacheConfig
@@ -50,8 +51,8 @@ class Corpus:
         self.contents: Split = self.manifest.splits[split]
         self.tokens, self.documents = self.contents.tokens, self.contents.documents
         self.vocab_size, self.eod = self.manifest.vocab_size, self.manifest.eod
-        self.shard_starts = _starts([shard.tokens for shard in self.contents.shards])
-        self.document_starts = _starts([shard.documents for shard in self.contents.shards])
+        self.shard_starts = starts_of([shard.tokens for shard in self.contents.shards])
+        self.document_starts = starts_of([shard.documents for shard in self.contents.shards])
         self._starts: list[int] = self.shard_starts.tolist()
         self._access = Access(place, self.manifest, self.contents.shards, self._close_one)
         self._open: OrderedDict[int, tuple[ShardLine, Held]] = OrderedDict()
@@ -100,11 +101,15 @@ class Corpus:
         """Tokens of each document of a shard, `eod` included, int64 [documents]."""
         return self.shard(shard).lengths()
 
+    def shard_of(self, document: int) -> tuple[int, int]:
+        """(shard, place among its documents) of a document."""
+        number = int(np.searchsorted(self.document_starts, document, side="right")) - 1
+        return number, document - int(self.document_starts[number])
+
     def place(self, document: int) -> tuple[int, int]:
         """Where on the line a document is: (start, tokens)."""
-        number = int(np.searchsorted(self.document_starts, document, side="right")) - 1
+        number, within = self.shard_of(document)
         ends = self._ends(number)
-        within = document - int(self.document_starts[number])
         start = int(ends[within - 1]) if within else 0
         return self._starts[number] + start, int(ends[within]) - start
 
@@ -151,7 +156,3 @@ class Corpus:
             return False
         self._open.popitem(last=False)[1][1].close()
         return True
-
-
-def _starts(sizes: list[int]) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])

@@ -79,7 +79,7 @@ class UnitOrder:
 
     def __init__(self, cells: np.ndarray, shuffle: str, window: int, seed: int) -> None:
         self._cells, self._shuffle, self._window, self._seed = cells, shuffle, window, seed
-        self._stored = _starts_of(cells)
+        self._stored = starts_of(cells)
         self.units = int(self._stored[-1])
         self._bijections: OrderedDict[tuple[int, int], Bijection] = OrderedDict()
         self._visits: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
@@ -115,7 +115,7 @@ class UnitOrder:
         if epoch not in self._visits:
             cells = permutation(len(self._cells), key("cells", self._seed, epoch))
             cells = cells[self._cells[cells] > 0]
-            self._visits[epoch] = (cells, _starts_of(self._cells[cells]))
+            self._visits[epoch] = (cells, starts_of(self._cells[cells]))
             if len(self._visits) > 2:
                 self._visits.popitem(last=False)
         return self._visits[epoch]
@@ -129,5 +129,6 @@ class UnitOrder:
         return self._bijections[name]
 
 
-def _starts_of(sizes: np.ndarray) -> np.ndarray:
+def starts_of(sizes: np.ndarray | list[int]) -> np.ndarray:
+    """Where things of these sizes begin when they stand in a row, and where the last one ends: int64 [n + 1]."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from data.corpus import Corpus
-from data.order import ORDER_VERSION, UnitOrder, key, mix
+from data.order import ORDER_VERSION, UnitOrder, key, mix, starts_of
 from data.plan import Plan, PlanSpec, Progress, open_plan
 
 _CELL_UNITS = 1024
@@ -66,7 +66,7 @@ class Cut:
         self._starts = _cells(corpus, size)
         self._sizes = np.diff(self._starts)
         self.cells = -(-self._sizes // size)
-        self._first = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.cells)])
+        self._first = starts_of(self.cells)
 
     def locate(self, epoch: int, units: np.ndarray) -> list[tuple[int, ...]]:
         """(where the cell begins, its tokens, where in its circle the unit begins, tokens of the unit)."""

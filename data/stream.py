@@ -184,8 +184,8 @@ class BucketStream:
         return self._lengths[self._bucket(place)[0]]
 
     def rows(self, places: np.ndarray, length: int) -> Rows:
-        bucket, _ = self._bucket(int(places[0]))
-        inner = np.array([self._bucket(place)[1] for place in places.tolist()])
+        buckets, inner = self._buckets(places)
+        bucket = int(buckets[0])
         found = self.streams[bucket].rows(inner, length)
         return Rows(found.tokens, found.weights, found.sources + self._first_source(bucket))
 
@@ -216,9 +216,14 @@ class BucketStream:
 
     def _bucket(self, place: int) -> tuple[int, int]:
         """(bucket, place within its stream)."""
-        chunk, within = divmod(past_skips_one(place, self.skips), self._chunk)
-        buckets, indices = self._mixture.place(np.array([chunk]))
-        return int(buckets[0]), int(indices[0]) * self._chunk + within
+        buckets, inner = self._buckets(np.array([place]))
+        return int(buckets[0]), int(inner[0])
+
+    def _buckets(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`_bucket` of places, int64 [n] each."""
+        chunks, within = np.divmod(past_skips(places, self.skips), self._chunk)
+        buckets, indices = self._mixture.place(chunks)
+        return buckets, indices * self._chunk + within
 
     def _first_source(self, bucket: int) -> int:
         return sum(len(stream.sources) for stream in self.streams[:bucket])

@@ -230,9 +230,8 @@ class _Places:
         return tuple(found)
 
     def _path(self, document: int) -> str:
-        shard = int(np.searchsorted(self._corpus.document_starts, document, side="right")) - 1
+        shard, within = self._corpus.shard_of(document)
         if shard not in self._tables:
             self._tables[shard] = self._corpus.columns(shard, ["path", "row"])
-        within = document - int(self._corpus.document_starts[shard])
         path, row = (self._tables[shard][name][within] for name in ("path", "row"))
         return f"{path}" + (f", row {row}" if row else "")
