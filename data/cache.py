@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -82,17 +82,18 @@ class FileCache:
         entry: Entry,
         fetch: Callable[[Path], None],
         *,
-        spare: Collection[str] = (),
+        ahead: Callable[[], Sequence[Entry]] = tuple,
         urgent: bool = True,
         release: Callable[[], bool] | None = None,
         closed: Callable[[], None] | None = None,
     ) -> Held:
         """The file, fetched if it is not here: `fetch` writes it to the path it is given, whole and checked, or raises.
 
-        spare: checksums of files that are evicted last; if not urgent, never. urgent: wait for room, else NoRoomError.
-        release: called when room is short, lets go of a file that this process holds and does not need; False if there
-        is none. closed: called when the file is let go of. DataError when no room can be had, or when another process
-        that fetches the file makes no progress.
+        ahead: what this process will read next, the soonest first, asked for when room is made: these are evicted last, the
+        latest of them first. urgent: wait for room; if not, NoRoomError where there is none that leaves what is ahead and
+        what must come before it in peace, or where the file is no longer ahead. release: called when room is short, lets go
+        of a file that this process holds and does not need; False if there is none. closed: called when the file is let go
+        of. DataError when no room can be had, or when another process that fetches the file makes no progress.
         """
         path, patience = self._files / entry.sha256, Patience(self._patience)
         while True:
@@ -105,7 +106,7 @@ class FileCache:
             if take(lock, fcntl.LOCK_EX):
                 try:
                     if not self.has(entry):
-                        self._fetch(entry, fetch, spare, urgent, release)
+                        self._fetch(entry, fetch, ahead, urgent, release)
                         patience.restart()
                 finally:
                     lock.close()
@@ -117,13 +118,13 @@ class FileCache:
         self,
         entry: Entry,
         fetch: Callable[[Path], None],
-        spare: Collection[str],
+        ahead: Callable[[], Sequence[Entry]],
         urgent: bool,
         release: Callable[[], bool] | None,
     ) -> None:
         """Makes room, fetches and publishes; the entry's lock is ours."""
         part = self._part(entry.sha256)
-        self._make_room(entry, spare, urgent, release)
+        self._make_room(entry, ahead, urgent, release)
         try:
             fetch(part)
             os.rename(part, self._files / entry.sha256)
@@ -133,7 +134,7 @@ class FileCache:
             part.unlink(missing_ok=True)
 
     def _make_room(
-        self, entry: Entry, spare: Collection[str], urgent: bool, release: Callable[[], bool] | None
+        self, entry: Entry, ahead: Callable[[], Sequence[Entry]], urgent: bool, release: Callable[[], bool] | None
     ) -> None:
         """Evicts until the file fits, and takes its space by a part file of its full length (sparse until written)."""
         limit, patience = self.config.limit, Patience(self._patience)
@@ -144,15 +145,15 @@ class FileCache:
             )
         while True:
             with alone(self._locks / "room", self._patience):
-                used = self._sizes()
-                taken = sum(used.values())
-                # A longer wait beats fetching twice: what is to be used soon goes only where there is no other way.
-                for key in sorted(used, key=lambda key: (key in spare, _used_at(self._files / key))):
-                    if taken + entry.size <= limit:
+                used, soon = self._sizes(), list(ahead())
+                needed = entry.size if urgent else entry.size + _unmet(soon, entry, used)
+                taken, kept = sum(used.values()), {later.sha256 for later in soon}
+                for key in self._by_worth(used, soon):
+                    if taken + needed <= limit:
                         break
-                    if (urgent or key not in spare) and self._evict(key):
+                    if (urgent or key not in kept) and self._evict(key):
                         taken -= used[key]
-                if taken + entry.size <= limit:
+                if taken + needed <= limit:
                     with self._part(entry.sha256).open("wb") as file:
                         file.truncate(entry.size)
                     return
@@ -161,6 +162,12 @@ class FileCache:
             if not urgent:
                 raise NoRoomError(entry.name)
             patience.wait(None, lambda taken=taken: self._full(entry, taken))  # type: ignore[misc]
+
+    def _by_worth(self, used: Iterable[str], soon: Sequence[Entry]) -> list[str]:
+        """Files, the least worth keeping first: what was used longest ago, then what is soon to be, the latest first: a
+        longer wait beats fetching twice."""
+        turns = {entry.sha256: turn for turn, entry in enumerate(soon)}
+        return sorted(used, key=lambda key: (1, -turns[key]) if key in turns else (0, _used_at(self._files / key)))
 
     def _sizes(self) -> dict[str, int]:
         """Bytes of every whole file, and of every one under way, by its name in `files`; what nobody fetches is removed."""
@@ -217,6 +224,14 @@ class FileCache:
             f"data.cache.gigabytes={self.config.gigabytes:g}: no room for {entry.name} ({entry.size / 1e9:.3g} GB): "
             f"{taken / 1e9:.3g} GB are in use at once by processes of this machine; raise it, or use fewer shards at once"
         )
+
+
+def _unmet(soon: Sequence[Entry], entry: Entry, used: Collection[str]) -> int:
+    """Bytes that are to come before `entry` and are neither here nor under way; NoRoomError if it is not to come soon."""
+    if entry not in soon:
+        raise NoRoomError(entry.name)
+    before = soon[: soon.index(entry)]
+    return sum(other.size for other in before if other.sha256 not in used and f"{other.sha256}.part" not in used)
 
 
 def _used_at(path: Path) -> int:

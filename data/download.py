@@ -65,16 +65,21 @@ def _pause(stop: threading.Event, url: str, attempt: int, config: CacheConfig, a
 def _attempt(
     url: str, target: Path, config: CacheConfig, size: int | None, sha256: str | None, stop: threading.Event
 ) -> tuple[int, str]:
-    with answer(url, config.timeout_seconds) as found, target.open("wb") as file:
+    with answer(url, config.timeout_seconds) as found, open(target, "wb", opener=_in_place) as file:
         if size is not None:
             _check_announced(found, size)
-            file.truncate(size)  # the space that was reserved stays so
+        file.truncate(size or 0)
         received, digest = _receive(found, file, size if size is not None else found.announced, stop, url)
         if size is not None and digest != sha256:
             raise TransferError(f"sent {size} bytes, but wrong ones (SHA-256 {digest[:12]}…, not {str(sha256)[:12]}…)")
         file.flush()
         os.fsync(file.fileno())
     return received, digest
+
+
+def _in_place(path: str, _: int) -> int:
+    """Opens for writing without emptying: a cache counts the space that a file reserved by its length, at every moment."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def _check_announced(found: Answer, size: int) -> None:

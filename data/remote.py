@@ -142,7 +142,7 @@ class ShardStore:
         self._cache = FileCache(self._config) if self._directory is None else None
         self._changed = threading.Condition()
         self._wanted: list[str] = []  # of what was asked for ahead, what was neither fetched ahead nor read
-        self._soon: set[str] = set()  # of what was asked for ahead, the checksums of what was not read
+        self._soon: list[Entry] = []  # of what was asked for ahead, what was not read
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -158,12 +158,12 @@ class ShardStore:
         held = self._cache.hold(
             entry,
             functools.partial(self._fetch, entry),
-            spare=self._kept(),
+            ahead=self._ahead,
             release=self._release,
             closed=self._room,
         )
         with self._changed:
-            self._soon.discard(entry.sha256)
+            self._soon = [other for other in self._soon if other.sha256 != entry.sha256]
             self._wanted = [other for other in self._wanted if other != name]
         return held
 
@@ -177,7 +177,7 @@ class ShardStore:
             return
         with self._changed:
             self._wanted = [name for name in names if not self._cache.has(self._entries[name])]
-            self._soon = {self._entries[name].sha256 for name in names}
+            self._soon = [self._entries[name] for name in names]
             while len(self._threads) < self._config.parallel_downloads:
                 # daemons: a run that dies must not wait for a server
                 self._threads.append(threading.Thread(target=self._run, name="shards ahead", daemon=True))
@@ -205,9 +205,9 @@ class ShardStore:
         with self._changed:
             self._changed.notify_all()
 
-    def _kept(self) -> set[str]:
+    def _ahead(self) -> list[Entry]:
         with self._changed:
-            return set(self._soon)
+            return self._soon
 
     def _fetch(self, entry: Entry, part: Path, stop: threading.Event | None = None) -> None:
         download(entry.name, part, self._config, size=entry.size, sha256=entry.sha256, stop=stop)
@@ -225,7 +225,7 @@ class ShardStore:
             entry = self._entries[name]
             try:
                 fetch = functools.partial(self._fetch, entry, stop=self._stop)
-                self._cache.hold(entry, fetch, spare=self._kept(), urgent=False).close()
+                self._cache.hold(entry, fetch, ahead=self._ahead, urgent=False, closed=self._room).close()
             except NoRoomError:
                 self._wait_for_room(name)
             except (DataError, Stopped):
@@ -233,9 +233,9 @@ class ShardStore:
 
     def _wait_for_room(self, name: str) -> None:
         """Until something was read or asked for anew; then the name is first again, if it is still wanted."""
+        entry = self._entries[name]
         with self._changed:
-            before = self._soon
-            if not self._stop.is_set():
+            if entry in self._soon and not self._stop.is_set():
                 self._changed.wait(self._config.timeout_seconds)
-            if self._entries[name].sha256 in self._soon and (before is self._soon) and name not in self._wanted:
+            if entry in self._soon and name not in self._wanted:
                 self._wanted.insert(0, name)

@@ -18,9 +18,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data.cache import Entry, FileCache
+from data.cache import Entry, FileCache, NoRoomError
 from data.config import DataError
-from data.download import pause_seconds
+from data.download import download, pause_seconds
 from data.remote import ShardStore, open_location
 from data.stream_config import CacheConfig
 from data.urls import expand
@@ -203,6 +203,37 @@ def test_fetching_ahead_does_not_drop_what_is_read_sooner(server: Server, store:
             assert path.read_bytes() == server.files[f"c/{name}"]
             until(lambda place=place: len(files_in(tmp_path / "cache")) == 3 or place > 3)
     assert set(server.requests.values()) == {1}, dict(server.requests)
+
+
+def test_what_comes_sooner_finds_its_room_free(options: dict, tmp_path: Path) -> None:
+    """Whoever fetches ahead leaves room for what must come before; what is needed now drops the latest of what is ahead."""
+    cache = FileCache(CacheConfig(**{**options, "gigabytes": 3 * len(SHARD) / 1e9}))
+    line = [Entry(name, len(SHARD), hashlib.sha256(name.encode()).hexdigest()) for name in "abcd"]
+
+    def write(part: Path) -> None:
+        part.write_bytes(SHARD)
+
+    def hold(turn: int, **how: bool) -> None:
+        cache.hold(line[turn], write, ahead=lambda: line, **how).close()
+
+    hold(1, urgent=False)
+    hold(2, urgent=False)
+    with pytest.raises(NoRoomError):
+        hold(3, urgent=False)
+    hold(3)
+    hold(0)
+    assert [cache.has(entry) for entry in line] == [True, True, True, False]
+    with pytest.raises(NoRoomError):
+        cache.hold(Entry("e", 1, "e"), Path.touch, ahead=lambda: line, urgent=False)
+
+
+def test_reserved_space_stays_reserved(server: Server, options: dict, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    part.write_bytes(SHARD)
+    server.orders["c/1.tar"] = ["html"] * 3
+    with pytest.raises(DataError, match="not received"):
+        download(f"{server.url}/c/1.tar", part, CacheConfig(**options), size=len(SHARD), sha256="")
+    assert part.stat().st_size == len(SHARD)
 
 
 def test_a_failure_ahead_is_told_when_the_shard_is_read(server: Server, store: Open) -> None:
