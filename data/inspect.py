@@ -9,6 +9,7 @@ from data.config import DataError
 from data.corpus import Corpus
 from data.manifest import Manifest
 from data.orderings.store import load, names
+from data.remote import open_location
 from data.tokenizers import load_corpus_tokenizer
 
 _EXCERPT = 160
@@ -16,11 +17,12 @@ _MOST_SOURCES = 10
 
 
 def describe(path: Path | str) -> str:
-    """What the corpus holds, its baselines, and how a held-out document begins; DataError when it is not whole."""
-    path = Path(path)
+    """What a corpus at a path or URL holds, its baselines, how a held-out document begins; DataError when it is not whole."""
+    place = open_location(path)
+    path = place.directory
     manifest = Manifest.load(path)
     lines = [
-        f"corpus {manifest.name} at {path} (fingerprint {manifest.fingerprint[:12]})",
+        f"corpus {manifest.name} at {place.location} (fingerprint {manifest.fingerprint[:12]})",
         f"tokenizer {manifest.tokenizer_kind}, {manifest.vocab_size:,} ids, eod {manifest.eod}, as {manifest.dtype}",
     ]
     for name, split in manifest.splits.items():

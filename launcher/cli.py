@@ -108,7 +108,8 @@ def _share_of(arguments: list[str]) -> tuple[tuple[int, int] | None, list[str]]:
 def _data_inspect(arguments: list[str]) -> int:
     from data.inspect import describe
 
-    print(describe(_path(arguments, "data inspect", "corpora/stdlib")))
+    _path(arguments, "data inspect", "corpora/stdlib")
+    print(describe(arguments[0]))  # as it is: it may be a URL
     return 0
 
 

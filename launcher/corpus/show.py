@@ -11,13 +11,14 @@ import numpy as np
 from rich.console import Console
 
 from data.columns import stretches
-from data.config import DataError
 from data.corpus import Corpus
-from data.manifest import MANIFEST
+from data.manifest import Manifest
+from data.remote import home_of
 from data.source import Piece
 from data.spelling import bytes_of, special_names
 from data.stream import TokenStream
 from data.tokenizers import Tokenizer, load_corpus_tokenizer
+from data.urls import scheme
 from launcher.batches import Sampler
 from launcher.budget import Budget
 from launcher.callbacks.units import count
@@ -80,11 +81,9 @@ def _range(text: str) -> tuple[int, int]:
 
 def _recipe(overrides: list[str], config: ShowConfig) -> Recipe:
     """The recipe of the overrides, for a corpus where the first of them is one."""
-    if overrides and "=" not in overrides[0]:
-        corpus = Path(overrides[0])
-        if not (corpus / MANIFEST).exists():
-            raise DataError(f"{corpus}: no corpus there ({MANIFEST} is missing); `triaxis data build` makes one")
-        overrides = [f"data.path={corpus}", *overrides[1:]]
+    if overrides and ("=" not in overrides[0] or scheme(overrides[0])):
+        Manifest.load(home_of(overrides[0]))  # says that there is none
+        overrides = [f"data.path='{overrides[0]}'", *overrides[1:]]
     recipe = build_recipe(compose_tree(overrides, config.config_dir or None))
     if config.phase >= max(1, len(recipe.phases)):
         raise RecipeError(f"--phase={config.phase}: the recipe has {len(recipe.phases)} phases, counted from 0")

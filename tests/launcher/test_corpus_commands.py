@@ -23,6 +23,7 @@ from launcher.corpus.page import Origin, Shown, render
 from launcher.corpus.pictures import pictures
 from launcher.corpus.show import words_of
 from launcher.help import completions
+from tests.data.misbehaving import Server
 from tests.launcher.running import minute
 
 
@@ -211,6 +212,25 @@ def test_show_is_what_is_trained_on(call, mine, tmp_path):
     assert documents.document(number)[offset] == tokens[5]
     codes, names = documents.labels("path")
     assert names[codes[number]] == place.group(2)
+
+
+def test_a_corpus_elsewhere_is_looked_at_as_one_here(call, mine, monkeypatch, tmp_path):
+    files = {str(path.relative_to(mine)): path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    monkeypatch.setenv("TRIAXIS_CACHE", str(tmp_path / "cache"))
+    server, options = Server(files), [part for part in minute(mine, 4, "data.packing=document") if "span_" not in part]
+    try:
+        told = call("data", "inspect", server.url)
+        assert f"at {server.url} (" in told
+        assert told.replace(server.url, str(mine)) == call("data", "inspect", mine)
+        pages = [
+            Path(call("data", "show", place, *options, f"--out={name}.html").strip()).read_text()
+            for place, name in ((server.url, "there"), (mine, "here"))
+        ]
+        assert pages[0] == pages[1]
+        missing = call("data", "show", f"{server.url}/missing", *options, code=1)
+        assert "missing/manifest.json" in missing and "404" in missing
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "document"])
