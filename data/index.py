@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
@@ -26,12 +26,10 @@ from data.index_tar import HASH_RANGE, Found, Task, index_tar, sample_of
 from data.manifest import FORMAT, Manifest, Split
 from data.members import Options
 from data.plain import PLAIN, TARS, write_seen
+from data.progress import Progress
 from data.stream_config import CacheConfig
 from data.tokenizers import TOKENIZER_DIRECTORY, Tokenizer, make_tokenizer
 from data.urls import expand, scheme
-
-Progress = Callable[[int, int, str], None]
-"""Called as progress(done, total, note); done and total are tars."""
 
 
 @dataclass(frozen=True)

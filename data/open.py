@@ -11,7 +11,8 @@ import numpy as np
 from data.config import DataError
 from data.corpus import Corpus
 from data.mixture import Mixture, smooth
-from data.plan import PlanSpec, Progress
+from data.plan import PlanSpec
+from data.progress import Progress
 from data.source import Source
 from data.stream import BucketStream, Skips, Stream, TokenStream
 from data.stream_config import BucketsConfig, CacheConfig, DataConfig, SourceConfig

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,9 +25,7 @@ from data import pack
 from data.config import DataError
 from data.corpus import Corpus
 from data.pack import Packed
-
-Progress = Callable[[int, int, str], None]
-"""Called as progress(done, total, note)."""
+from data.progress import Progress
 
 CELL_DOCUMENTS = 1 << 16
 """Documents of an ordering that are packed together; without an ordering a shard is packed by itself."""

@@ -22,7 +22,8 @@ import numpy as np
 
 from data.corpus import Corpus
 from data.order import ORDER_VERSION, UnitOrder, key, mix, starts_of
-from data.plan import Plan, PlanSpec, Progress, open_plan
+from data.plan import Plan, PlanSpec, open_plan
+from data.progress import Progress
 
 _CELL_UNITS = 1024
 """A cell (stretch of whole shards that is cut by itself, its last unit filled up) has about as many units or more."""

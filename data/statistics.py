@@ -15,7 +15,7 @@ import numpy as np
 
 from data.config import DataError
 from data.documents import Documents
-from data.orderings.base import Progress, silent
+from data.progress import Progress, silent
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 CLEANING = "cleaning.json"

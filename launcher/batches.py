@@ -69,7 +69,7 @@ class TrainBatches:
         while True:
             place, sample = self._known[min(index, len(self._known) - 1)]
             length = self.stream.length_at(place, self.recipe.train.sequence_length)
-            slot = Slot(place, self._slots.tokens_at(place) // length, length)
+            slot = self._slots.slot(place, length)
             if index < len(self._known):
                 return slot, sample
             self._known.append((place + slot.tokens, sample + slot.rows))

@@ -34,9 +34,10 @@ class Slots:
         """Tokens of every batch size that occurs, ascending."""
         return [size for _, size in self._stages]
 
-    def tokens_at(self, place: int) -> int:
-        """Tokens of the batch that begins at this place of the phase."""
-        return [size for start, size in self._stages if start <= place][-1]
+    def slot(self, place: int, length: int) -> Slot:
+        """The batch that begins at this place of the phase, in rows of so many tokens."""
+        tokens = [size for start, size in self._stages if start <= place][-1]
+        return Slot(place, tokens // length, length)
 
     def steps(self, begin: int, end: int) -> int:
         """Batches from place `begin` until `end` is reached or passed."""

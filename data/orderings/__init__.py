@@ -17,13 +17,14 @@ from typing import Any
 
 from data.config import DataError
 from data.documents import Documents
-from data.orderings.base import Method, Ordered, Progress, silent
+from data.orderings.base import Method, Ordered
 from data.orderings.chain import Neighbours
 from data.orderings.clusters import Clusters
 from data.orderings.simple import Difficulty, Length, Shuffle
 from data.orderings.store import Ordering, existing, load, names, options_of, save
+from data.progress import Progress, silent
 
-__all__ = ["METHODS", "Ordered", "Ordering", "Progress", "load", "make", "names"]
+__all__ = ["METHODS", "Ordered", "Ordering", "load", "make", "names"]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "shuffle": Shuffle,

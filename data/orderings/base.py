@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,13 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.documents import Documents
-
-Progress = Callable[[int, int, str], None]
-"""progress(done, total, note)."""
-
-
-def silent(done: int, total: int, note: str) -> None:
-    """The progress of who wants none."""
+from data.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import numpy as np
 from data.config import DataError
 from data.documents import Documents
 from data.order import key, permutation
-from data.orderings.base import Ordered, Progress
+from data.orderings.base import Ordered
 from data.orderings.embed import Embedder, Vectors, ngram_for
 from data.orderings.nearest import neighbours
+from data.progress import Progress
 
 
 @dataclass(frozen=True)

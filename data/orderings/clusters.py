@@ -18,10 +18,11 @@ import pyarrow as pa
 from data.config import DataError
 from data.documents import Documents
 from data.order import key, mix
-from data.orderings.base import Ordered, Progress
+from data.orderings.base import Ordered
 from data.orderings.chain import check_vectors
 from data.orderings.embed import Embedder, ngram_for
 from data.orderings.kmeans import assign, fit
+from data.progress import Progress
 
 _NEAREST = 3
 

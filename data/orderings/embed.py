@@ -20,7 +20,7 @@ import numpy as np
 
 from data.documents import Chunk, Documents
 from data.order import key, mix
-from data.orderings.base import Progress
+from data.progress import Progress
 
 BUCKETS = 1 << 18
 """Hashed features; n-grams that share one are taken for one."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from data.order import key, permutation
-from data.orderings.base import Progress
 from data.orderings.embed import Vectors, quantise
+from data.progress import Progress
 
 PER_CENTRE = 256
 """Documents a centre that centres are fitted to, as in faiss; of a larger corpus a keyed sample is taken."""

@@ -11,9 +11,9 @@ import math
 import numpy as np
 
 from data.order import key
-from data.orderings.base import Progress
 from data.orderings.embed import Vectors
 from data.orderings.kmeans import assign, fit
+from data.progress import Progress
 
 _ROWS, _OTHERS = 512, 1 << 13
 _LIST_ROUNDS = 8

@@ -12,7 +12,8 @@ import pyarrow as pa
 from data.config import DataError
 from data.documents import Documents
 from data.order import key, mix, permutation
-from data.orderings.base import Ordered, Progress
+from data.orderings.base import Ordered
+from data.progress import Progress
 from data.tokenizers import load_corpus_tokenizer
 
 

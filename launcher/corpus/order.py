@@ -15,8 +15,9 @@ from rich.table import Table
 from data.config import EOD_TEXT
 from data.documents import Documents
 from data.manifest import Manifest
-from data.orderings import METHODS, Ordering, Progress, load, make, names
+from data.orderings import METHODS, Ordering, load, make, names
 from data.orderings.simple import Difficulty
+from data.progress import Progress
 from data.tokenizers import load_corpus_tokenizer
 from launcher.callbacks.units import count
 from launcher.config import RecipeError

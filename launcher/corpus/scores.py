@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from data.clean.base import Scorer
 from data.documents import Documents
-from data.orderings import Ordered, Ordering, Progress, make
+from data.orderings import Ordered, Ordering, make
 from data.orderings.simple import Difficulty
+from data.progress import Progress
 from data.tokenizers import load_corpus_tokenizer
 from launcher.config import RecipeError
 from launcher.scoring import load_scorer

@@ -148,7 +148,7 @@ def batches(phase: Recipe, stream: TokenStream) -> Iterator[tuple[Slot, int]]:
     slots, place, sample = Slots(phase.train), 0, 0
     while True:
         length = stream.length_at(place, phase.train.sequence_length)
-        slot = Slot(place, slots.tokens_at(place) // length, length)
+        slot = slots.slot(place, length)
         yield slot, sample
         place, sample = place + slot.tokens, sample + slot.rows
 

@@ -18,11 +18,11 @@ from data.documents import Documents
 from data.index import IndexConfig, index
 from data.inspect import describe
 from data.orderings import METHODS, load, make, names
-from data.orderings.base import silent
 from data.orderings.chain import heavy_path
 from data.orderings.embed import Embedder, Vectors, quantise
 from data.orderings.nearest import neighbours
 from data.orderings.simple import Shuffle
+from data.progress import silent
 from data.tokenizers import load_corpus_tokenizer
 
 WORDS = """

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data.orderings import make
-from data.orderings.base import silent
 from data.orderings.simple import Shuffle
+from data.progress import silent
 from launcher.corpus.replay import read_phases
 from tests.data.synthetic import write_corpus
 from tests.launcher.running import BATCH, Triaxis, committed, minute
