@@ -77,7 +77,9 @@ def index_tar(task: Task) -> Found:
         if scheme(task.location) and size <= task.cache.limit:  # training will want it: it need not come twice
             entry = Entry(where, size, sha256)
             with contextlib.suppress(NoRoomError):
-                FileCache(task.cache).hold(entry, lambda part: os.replace(path, part), urgent=False).close()
+                FileCache(task.cache).hold(
+                    entry, lambda part: os.replace(path, part), ahead=lambda: (entry,), urgent=False
+                ).close()
     for split, writer in writers.items():
         if writer.ends:
             found.shards[split] = writer.finish(size, sha256)
