@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 ARGS ?=
+# Two workers of pytest: what starts processes of its own fills the cores beside what computes in one.
+WORKERS ?= 2
+TEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .PHONY: setup train train-3d test test-all check bench golden layouts clean
 
@@ -24,10 +27,10 @@ train-3d: setup
 	$(BIN)/triaxis train experiment=tiny_3d $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(TEST) -m "not slow" $(ARGS)
 
 test-all: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(TEST) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,12 +1,16 @@
-"""What all tests share: pools of gloo processes that live as long as the session."""
+"""What all tests share: pools of gloo processes that live as long as the session, and how workers share out the tests."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.helpers.pool import Pools
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers stand beside one another; torch's threads spin while they wait
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,10 @@ def pools() -> Iterator[Pools]:
     found = Pools()
     yield found
     found.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay together, and so do all that use the pools, which one worker then starts."""
+    for item in items:
+        pooled = "pools" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("pools" if pooled else item.path.name))
