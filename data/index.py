@@ -25,8 +25,10 @@ from data.config import DataError, TokenizerConfig
 from data.index_tar import HASH_RANGE, Found, Task, index_tar, sample_of
 from data.manifest import FORMAT, Manifest, Split
 from data.members import Options
+from data.metadata import Schema, join_types, widen_table
 from data.plain import PLAIN, TARS, write_seen
 from data.progress import Progress
+from data.sources.records import Fields
 from data.stream_config import CacheConfig
 from data.tokenizers import TOKENIZER_DIRECTORY, Tokenizer, make_tokenizer
 from data.urls import expand, scheme
@@ -47,6 +49,10 @@ class IndexConfig:
 
     member: str = ""
     """Suffix of the members that are documents, where samples have several that could be, for example input_ids.npy."""
+
+    columns: tuple[str, ...] = ("*",)
+    """Which other fields of JSON, of the document or of a .json member beside it, become columns of its metadata; as
+    `corpus.columns` of a build."""
 
     validation_fraction: float = 0.02
     """Share of the documents held out for validation, above 0 and at most 0.5; a hash of the contents decides."""
@@ -86,15 +92,17 @@ def index(
     try:
         partial.mkdir(parents=True)
         options = Options(config.text_field, config.member)
+        fields = Fields(config.text_field, config.columns)
         threshold = int(config.validation_fraction * HASH_RANGE)
         absolute = location if scheme(location) else str((directory / location).resolve())
         made = _tokenizer(tokenizer, Path(absolute) / files[0], options, partial)
         tasks = [
-            Task(number, absolute, file, partial, directory.name, options, threshold, cache or CacheConfig())
+            Task(number, absolute, file, partial, directory.name, options, fields, threshold, cache or CacheConfig())
             for number, file in enumerate(files)
         ]
         found = _with_both_splits(tasks, _run(tasks, config.workers, progress), config)
-        manifest = _manifest(config, made, location, found)
+        columns = _same_columns(found, partial)
+        manifest = _manifest(config, made, location, columns, found)
         manifest.save(partial)
         write_seen(partial, {tasks[number].file: one.date for number, one in enumerate(found)})
         _publish(partial, directory)
@@ -172,17 +180,38 @@ def _with_both_splits(tasks: list[Task], found: list[Found], config: IndexConfig
     return found
 
 
+def _same_columns(found: list[Found], partial: Path) -> Schema:
+    """Types of all columns; tables that lack one, or have a narrower type, are written again."""
+    every: dict[str, str] = {}
+    for one in found:
+        for name, kind in (pair for columns in one.columns.values() for pair in columns.items()):
+            every[name] = join_types(every.get(name, kind), kind)
+    for one in found:
+        for split, shard in one.shards.items():
+            if one.columns[split] != every:
+                file = widen_table(partial / shard.meta_file, every)
+                digest = file.hash.hexdigest()
+                one.shards[split] = replace(shard, meta_size=file.position, meta_sha256=digest)
+    return every
+
+
 def _skipped(found: list[Found]) -> Counter[str]:
     return sum((one.skipped for one in found), Counter())
 
 
-def _manifest(config: IndexConfig, tokenizer: Tokenizer, location: str, found: list[Found]) -> Manifest:
+def _manifest(
+    config: IndexConfig, tokenizer: Tokenizer, location: str, columns: Schema, found: list[Found]
+) -> Manifest:
     options = Options(config.text_field, config.member)
     return Manifest(
         name=Path(config.directory).name,
         spec={
             "format": FORMAT,
-            PLAIN: {"options": asdict(options), "validation_fraction": config.validation_fraction},
+            PLAIN: {
+                "options": asdict(options),
+                "columns": list(config.columns),
+                "validation_fraction": config.validation_fraction,
+            },
             TARS: location,
         },
         tokenizer_kind=tokenizer.kind,
@@ -190,7 +219,7 @@ def _manifest(config: IndexConfig, tokenizer: Tokenizer, location: str, found: l
         vocab_size=tokenizer.vocab_size,
         eod=tokenizer.eod,
         dtype=tokenizer.dtype.name,
-        columns={},
+        columns=dict(sorted(columns.items())),
         splits={
             name: Split(tuple(one.shards[name] for one in found if name in one.shards))
             for name in ("train", "validation")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import mmap
 import os
 import tempfile
@@ -17,10 +18,12 @@ import numpy as np
 
 from data.cache import Entry, FileCache, NoRoomError
 from data.config import DataError
+from data.document import Scalar
 from data.download import download
 from data.manifest import Shard, Totals
 from data.members import ARRAYS, DTYPES, Options, Place, places, text_of, tokens_of_text
-from data.metadata import MetadataWriter
+from data.metadata import MetadataWriter, Schema, type_of
+from data.sources.records import Fields, columns_of
 from data.spelling import bytes_of
 from data.stream_config import CacheConfig
 from data.tar import scan
@@ -35,7 +38,7 @@ SAMPLE = 1000
 @dataclass(frozen=True)
 class Task:
     """One tar to index. number: of the tar. file: its name below `location`. partial: where indexes are written.
-    threshold: documents whose hash is below it are held out."""
+    fields: what becomes metadata. threshold: documents whose hash is below it are held out."""
 
     number: int
     location: str
@@ -43,15 +46,18 @@ class Task:
     partial: Path
     name: str
     options: Options
+    fields: Fields
     threshold: int
     cache: CacheConfig
 
 
 @dataclass
 class Found:
-    """What a tar holds. shards: by split, without what is empty. least: smallest hash of a document. date: ns."""
+    """What a tar holds. shards: by split, without what is empty. columns: their types, by split. least: smallest hash of a
+    document. date: ns."""
 
     shards: dict[str, Shard] = field(default_factory=dict)
+    columns: dict[str, Schema] = field(default_factory=dict)
     least: int = HASH_RANGE
     date: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
@@ -70,7 +76,8 @@ def index_tar(task: Task) -> Found:
         tokenizer = Tokenizer.load(task.partial / TOKENIZER_DIRECTORY)
         for place, tokens, text_bytes, digest in _documents(task, data, where, tokenizer, found.skipped):
             found.least = min(found.least, digest)
-            writers["validation" if digest < task.threshold else "train"].add(place, tokens, text_bytes)
+            split = "validation" if digest < task.threshold else "train"
+            writers[split].add(place, tokens, text_bytes, _columns(task, data, place, where))
         sha256 = hashlib.sha256(data).hexdigest()
         if size != path.stat().st_size:
             raise DataError(f"{where}: was changed while it was read; index again when it is finished")
@@ -82,6 +89,7 @@ def index_tar(task: Task) -> Found:
                 ).close()
     for split, writer in writers.items():
         if writer.ends:
+            found.columns[split] = writer.columns
             found.shards[split] = writer.finish(size, sha256)
     return found
 
@@ -133,6 +141,20 @@ def _documents(
         yield place, count, text_bytes, int.from_bytes(digest[:8], "little")
 
 
+def _columns(task: Task, data: mmap.mmap, place: Place, where: str) -> dict[str, Scalar]:
+    """What the JSON of a document, or beside it, says of it."""
+    offset, size = place.about
+    if not size or not task.fields.columns:
+        return {}
+    try:
+        values = json.loads(data[offset : offset + size])
+    except ValueError as error:
+        raise DataError(
+            f"{where}: the .json of {place.member!r} is no JSON ({error}); repair it, or leave metadata alone by --columns ''"
+        ) from error
+    return columns_of(values, task.fields) if isinstance(values, dict) else {}
+
+
 def _check_range(tokens: np.ndarray, tokenizer: Tokenizer, where: str, name: str) -> None:
     high = int(np.maximum.reduce(tokens))
     low = int(np.minimum.reduce(tokens)) if tokens.dtype.kind == "i" else 0
@@ -182,11 +204,17 @@ class _SplitWriter:
         self.ends: list[int] = []
         self._meta = MetadataWriter({})
 
-    def add(self, place: Place, tokens: int, text_bytes: int) -> None:
+    @property
+    def columns(self) -> Schema:
+        return self._meta.columns
+
+    def add(self, place: Place, tokens: int, text_bytes: int, columns: dict[str, Scalar]) -> None:
         for column, value in zip(self.rows, (place.offset, place.size, place.kind), strict=True):
             column.append(value)
         self.ends.append((self.ends[-1] if self.ends else 0) + tokens)
+        self._meta.widen({name: kind for name, value in columns.items() if (kind := type_of(value))})
         row = {
+            **columns,
             "source": self._task.name,
             "path": f"{self._task.file}/{place.member}",
             "row": place.row,

@@ -49,37 +49,42 @@ class Options:
 
 
 class Place(NamedTuple):  # a frozen dataclass takes four times as long to make, and there are millions
-    """A document in a tar. member: its name. row: line of a .jsonl, from 0. kind: see above. offset, size: bytes."""
+    """A document in a tar. member: its name. row: line of a .jsonl, from 0. kind: see above. offset, size: bytes. about: offset
+    and size of the JSON that tells of it: itself, or a .json member of its sample; (0, 0) without one."""
 
     member: str
     row: int
     kind: int
     offset: int
     size: int
+    about: tuple[int, int] = (0, 0)
 
 
 def places(members: Members, data: Any, options: Options, where: str, skipped: Counter[str]) -> Iterator[Place]:
     """Where the documents of a tar are, in order. DataError for samples that are torn apart, and arrays that are no tokens."""
-    for name, suffix, number in _chosen(members, options, where, skipped):
+    for name, suffix, number, json_number in _chosen(members, options, where, skipped):
         offset, size = int(members.offsets[number]), int(members.sizes[number])
+        about = (int(members.offsets[json_number]), int(members.sizes[json_number])) if json_number >= 0 else (0, 0)
         if suffix == "npy":
             kind, begin, length = _array(data, offset, size, where, name)
-            yield Place(name, 0, kind, begin, length)
+            yield Place(name, 0, kind, begin, length, about)
         elif suffix == "jsonl":
             yield from _lines(name, data, offset, size)
         else:
-            yield Place(name, 0, _TEXT_KINDS[suffix], offset, size)
+            yield Place(name, 0, _TEXT_KINDS[suffix], offset, size, about)
 
 
-def _chosen(members: Members, options: Options, where: str, skipped: Counter[str]) -> Iterator[tuple[str, str, int]]:
-    """(name, format, number) of the member of each sample that is its document."""
+def _chosen(
+    members: Members, options: Options, where: str, skipped: Counter[str]
+) -> Iterator[tuple[str, str, int, int]]:
+    """(name, format, number) of the member of each sample that is its document, and number of its .json member or -1."""
     seen: set[str] = set()
-    key, found = "", dict[str, tuple[str, int]]()
+    key, found, about = "", dict[str, tuple[str, int]](), -1
 
-    def choose() -> Iterator[tuple[str, str, int]]:
+    def choose() -> Iterator[tuple[str, str, int, int]]:
         for format_ in _SUFFIXES:
             if format_ in found:
-                yield found[format_][0], format_, found[format_][1]
+                yield found[format_][0], format_, found[format_][1], about
                 return
         skipped["no document"] += bool(key)
 
@@ -92,7 +97,7 @@ def _chosen(members: Members, options: Options, where: str, skipped: Counter[str
         stem = folder + slash + stem
         if stem != key:
             yield from choose()
-            key, found = stem, {}
+            key, found, about = stem, {}, -1
             if key in seen:
                 raise DataError(
                     f"{where}: members of the sample {key!r} lie apart (reordered, or two tars joined); write the tar again "
@@ -103,6 +108,7 @@ def _chosen(members: Members, options: Options, where: str, skipped: Counter[str
             raise DataError(
                 f"{where}: a shard of a built corpus; name its directory as data.path instead of indexing it"
             )
+        about = number if suffix == "json" else about
         format_ = _format(suffix, options.member)
         if format_ in found:
             raise DataError(
@@ -131,7 +137,7 @@ def _lines(name: str, data: Any, offset: int, size: int) -> Iterator[Place]:
         stop = data.find(b"\n", at, end)
         stop = end if stop < 0 else stop
         if data[at:stop].strip():
-            yield Place(name, row, LINE, at, stop - at)
+            yield Place(name, row, LINE, at, stop - at, (at, stop - at))
         at, row = stop + 1, row + 1
 
 

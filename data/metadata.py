@@ -49,6 +49,17 @@ class MetadataWriter:
         self._rows: dict[str, list[Any]] = {name: [] for name in self._schema}
         self._totals: dict[str, list[int]] = {}
 
+    def widen(self, columns: Schema) -> None:
+        """Takes up columns that are new, and types that hold more."""
+        for name, kind in columns.items():
+            self._rows.setdefault(name, [None] * len(self._rows["tokens"]))
+            self._schema[name] = join_types(self._schema.get(name, kind), kind)
+
+    @property
+    def columns(self) -> Schema:
+        """Types of the columns that not every corpus has."""
+        return {name: kind for name, kind in sorted(self._schema.items()) if name not in BASE}
+
     def add(self, row: Mapping[str, Any], tokens: int) -> None:
         """A document: its row, with at least source, path, row and bytes, and how many tokens it has."""
         for name, values in self._rows.items():
@@ -61,31 +72,42 @@ class MetadataWriter:
 
     def write(self, shard: Path) -> tuple[HashedFile, dict[str, list[int]]]:
         """Writes the table beside the shard; returns its file and documents, tokens and bytes by source."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        from data.shards import HashedFile
-
-        arrow = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
-        arrays = [
-            pa.array([_cast(value, kind) for value in self._rows[name]], arrow[kind])
-            for name, kind in self._schema.items()
-        ]
-        integers = [name for name, kind in self._schema.items() if kind == "int"]
-        file = HashedFile(shard.with_suffix(".meta.parquet"))
-        pq.write_table(
-            pa.table(arrays, names=list(self._schema)),
-            file,
-            compression="zstd",
-            use_dictionary=[name for name, kind in self._schema.items() if kind in ("str", "float")],
-            column_encoding=dict.fromkeys(integers, "DELTA_BINARY_PACKED"),
-            write_statistics=False,
-            store_schema=False,
-        )
-        file.close()
+        file = _write(shard.with_suffix(".meta.parquet"), self._rows, self.columns)
         totals = dict(sorted(self._totals.items()))
         self._clear()
         return file, totals
+
+
+def widen_table(path: Path, columns: Schema) -> HashedFile:
+    """Writes a table again, with columns that it lacks and types that hold more."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    rows: dict[str, list[Any]] = {name: table.column(name).to_pylist() for name in table.column_names}
+    return _write(path, {**{name: [None] * len(table) for name in columns}, **rows}, columns)
+
+
+def _write(path: Path, rows: Mapping[str, list[Any]], columns: Schema) -> HashedFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from data.shards import HashedFile
+
+    schema = {**BASE, **dict(sorted(columns.items()))}
+    arrow = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
+    arrays = [pa.array([_cast(value, kind) for value in rows[name]], arrow[kind]) for name, kind in schema.items()]
+    file = HashedFile(path)
+    pq.write_table(
+        pa.table(arrays, names=list(schema)),
+        file,
+        compression="zstd",
+        use_dictionary=[name for name, kind in schema.items() if kind in ("str", "float")],
+        column_encoding={name: "DELTA_BINARY_PACKED" for name, kind in schema.items() if kind == "int"},
+        write_statistics=False,
+        store_schema=False,
+    )
+    file.close()
+    return file
 
 
 def _cast(value: Any, kind: str) -> Any:

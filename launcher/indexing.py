@@ -31,6 +31,7 @@ def index_command(arguments: list[str]) -> int:
     parser.add_argument("--out", required=True, metavar="DIRECTORY", help="where the index goes; data.path of a run")
     parser.add_argument("--text-field", default=defaults["text_field"], help="key of the text in .json and .jsonl")
     parser.add_argument("--member", default="", help="suffix of the members that are documents, such as input_ids.npy")
+    parser.add_argument("--columns", default="*", help="fields of JSON that become metadata: a,b; * = all; '' = none")
     parser.add_argument("--validation-fraction", type=float, default=defaults["validation_fraction"])
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 = all cores")
     overrides = [text for text in arguments if _OVERRIDE.fullmatch(text)]
@@ -42,7 +43,13 @@ def index_command(arguments: list[str]) -> int:
         )
     recipe = build_recipe(compose_tree(overrides))
     config = IndexConfig(
-        tuple(flags.tars), flags.out, flags.text_field, flags.member, flags.validation_fraction, flags.workers
+        tuple(flags.tars),
+        flags.out,
+        flags.text_field,
+        flags.member,
+        tuple(flags.columns.split(",")) if flags.columns else (),
+        flags.validation_fraction,
+        flags.workers,
     )
     if not any("://" in tar for tar in flags.tars) and any(text.startswith("data.cache") for text in overrides):
         raise DataError("data.cache has no effect on tars that are local; leave its options out")

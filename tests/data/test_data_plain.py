@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from data.config import DataError, TokenizerConfig
 from data.corpus import Corpus
 from data.index import IndexConfig, index
 from data.manifest import Manifest
-from data.open import check_cache
+from data.open import check_cache, open_stream
 from data.plain import PLAIN, SEEN, PlainReader
 from data.plan import PlanSpec
 from data.remote import open_location
@@ -418,6 +419,39 @@ def test_options_choose_members_and_keys(tmp_path: Path) -> None:
     assert everything(chosen) == wanted([f"{text}!" for text in found])
     fingerprints = {Manifest.load(tmp_path / name / "index").fingerprint for name in "12"}
     assert len(fingerprints) == 2, "other documents of the same tars are another corpus"
+
+
+def test_fields_of_json_are_metadata_that_filters(tmp_path: Path) -> None:
+    """Of the document, its line, or a .json beside it; types are those that hold what every tar has."""
+    line = [{"text": f"{i} " + "a" * i, "score": i, "language": "en" if i % 2 else "de"} for i in range(20)]
+    write_tar(tmp_path / "tars" / "0.tar", {"0.jsonl": "\n".join(map(json.dumps, line)).encode()})
+    beside = {f"{i}.npy": npy([65, 66, 67 + i]) for i in range(9)}
+    about = {f"{i}.json": json.dumps({"score": i / 2, "path": "x"}).encode() for i in range(8)} | {"8.json": b"[1]"}
+    samples = {name: body for i in range(9) for name, body in (*beside.items(), *about.items()) if name[0] == str(i)}
+    write_tar(tmp_path / "tars" / "1.tar", samples)
+    directory = indexed(tmp_path, tmp_path / "tars", validation_fraction=0.2)
+    manifest = Manifest.load(directory)
+    assert manifest.columns == {"language": "str", "path_": "str", "score": "float"}
+    corpus = Corpus(directory, "train")
+    found = {}
+    for shard, start in enumerate(corpus.document_starts[:-1].tolist()):
+        columns = corpus.columns(shard, ["score", "language"])
+        for place, pair in enumerate(zip(columns["score"].tolist(), columns["language"].tolist(), strict=True)):
+            found[corpus.document(start + place)[:-1].astype("u1").tobytes()] = pair
+    for row in line:
+        assert found.get(row["text"].encode(), (row["score"], row["language"])) == (row["score"], row["language"])
+    for i in range(8):
+        assert found.get(bytes([65, 66, 67 + i]), (i / 2, None)) == (i / 2, None)
+    assert all(math.isnan(found[text][0]) for text in found if text == bytes([65, 66, 75]))
+    corpus.verify()
+    config = DataConfig(str(directory), where='language == "en" and score > 3', packing="document")
+    kept = {row["text"] for row in line if row["language"] == "en" and row["score"] > 3}
+    stream = open_stream(config, 1, length=32, tokens=32)
+    assert stream.sources[0].documents == sum(text.encode() in found for text in kept)
+    assert Manifest.load(indexed(tmp_path / "none", tmp_path / "tars", columns=())).columns == {}
+    write_tar(tmp_path / "bad" / "0.tar", {"0.txt": b"text", "0.json": b"{"})
+    with pytest.raises(DataError, match=r"the \.json of '0\.txt' is no JSON .*--columns ''"):
+        indexed(tmp_path / "bad", tmp_path / "bad" / "0.tar")
 
 
 def test_what_cannot_be_indexed_is_refused(tmp_path: Path) -> None:
