@@ -20,7 +20,6 @@ import torch.distributed as dist
 from launcher.config import Recipe
 from launcher.run import Run
 from parallel.engines.base import Engine
-from parallel.profile import watched
 from parallel.schedule import stage_count
 from parallel.stages import stage_costs
 
@@ -34,6 +33,8 @@ def profiled(run: Run, phase: Recipe, engine: Engine) -> Iterator[None]:
     if step != phase.train.profile_step:
         yield
         return
+    from parallel.profile import watched  # torch's pipelines, a tenth of the start of those who have none
+
     directory = run.directory / DIRECTORY
     if mesh.rank == 0:  # an earlier attempt may have had more ranks
         shutil.rmtree(directory, ignore_errors=True)
