@@ -20,6 +20,7 @@ from parallel.schedule import SCHEDULES
 from tests.helpers.pool import Pools
 from tests.parallel import jobs
 from tests.parallel.cases import ADAMW, DIALECTS, OBJECTIVES, SEQUENCES, SGD, Case
+from tests.parallel.covering import cover, facets, others_slow
 
 LOSS_TOLERANCE = 1e-5
 NORM_TOLERANCE = 1e-4  # of logits too: both show differences of single weights, where a loss averages over them
@@ -275,66 +276,8 @@ OBJECTIVE_LAYOUTS = [
 
 EVERY_LAYOUT = LAYOUTS + TORCH_LAYOUTS + EXPERT_LAYOUTS + CONTEXT_LAYOUTS + PREFIX_LAYOUTS + OBJECTIVE_LAYOUTS
 
-# Of four and eight processes, what others in the list come near; they run in `make test-all` and `make layouts`.
-LEFT_FOR_ALL = frozenset(
-    [
-        "2x2x2-torch-zero2-interleaved_zero_bubble-post-adamw",
-        "2x2x2-torch-zero3-sp-compiled-llama-sgd",
-        "1x2x4-torch-zero3-gpipe-2replicas-gpt-sgd",
-        "1x1x4-deepspeed-zero1-4experts-offload-switch-adamw",
-        "2x1x2-deepspeed-zero0-2experts-capacity-adamw",
-        "2x2x2-deepspeed-zero0-2experts-experts-sgd",
-        "1x1x4-torch-zero3-2experts-selective-experts-adamw",
-        "2x1x2-torch-zero2-2experts-offload-experts-adamw",
-        "1x2x2-torch-zero3-2experts-experts-sgd",
-        "2x2x2-torch-zero1-2experts-experts-adamw",
-        "1x1x4-torch-zero2-4experts-experts-sgd",
-        "1x1x4-torch-zero1-4experts-tight-adamw",
-        "2x1x2-2ring-torch-zero3-4experts-sp-capacity-sgd",
-        "1x2x2-2ulysses-torch-zero1-2experts-switch-adamw",
-        "2x2x1-2ring-deepspeed-zero1-2experts-experts-sgd",
-        "1x1x1-4ring-deepspeed-zero2-window-sgd",
-        "1x1x1-4ring-torch-zero3-llama-sgd",
-        "1x1x1-4ulysses-torch-zero1-window-adamw",
-        "2x1x1-2ulysses-torch-zero3-qwen-sgd",
-        "1x1x2-2ring-deepspeed-zero2-post-sgd",
-        "1x1x2-2ulysses-torch-zero3-2replicas-parted-sgd",
-        "1x2x2-2ulysses-torch-zero1-documents-sgd",
-        "2x2x1-2ring-torch-zero2-dualpipev-qwen-adamw",
-        "2x1x2-2ring-deepspeed-zero2-2experts-sp-experts-adamw",
-        "1x1x1-4ulysses-deepspeed-zero3-block-qwen-adamw",
-        "2x2x1-2ring-deepspeed-zero1-sp-parted-sgd",
-        "1x2x1-2ring-torch-zero2-zbv-documents-sgd",
-        "2x2x2-deepspeed-zero1-2experts-sp-block-switch-adamw",
-        "1x1x4-deepspeed-zero2-2experts-experts-adamw",
-        "1x1x4-torch-zero1-2replicas-2experts-experts-sgd",
-        "1x2x2-torch-zero2-zbv-2experts-switch-adamw",
-        "1x4x1-torch-zero1-gpipe-capacity-sgd",
-        "1x1x2-2ring-torch-zero2-4experts-switch-sgd",
-        "2x2x2-torch-zero0-zbv-sp-qwen-sgd",
-        "4x1x1-torch-zero3-gpt-sgd",
-        "1x1x4-torch-zero1-2replicas-block-llama-adamw",
-        "2x1x2-torch-zero2-offload-qwen-adamw",
-        "1x4x1-torch-zero1-interleaved_zero_bubble-block-deep-sgd",
-        "1x4x1-torch-zero2-dualpipev-deep-adamw",
-        "1x2x2-torch-zero2-zbv-gpt-sgd",
-        "2x2x2-deepspeed-zero1-gpt-sgd-masked_lm",
-        "2x2x2-torch-zero3-llama-adamw-span_corruption",
-        "2x2x2-deepspeed-zero0-llama-sgd-codegen2",
-        "2x2x2-torch-zero2-llama-sgd-fill_in_the_middle",
-        "2x2x2-torch-zero1-gpt-sgd-masked_and_causal",
-        "2x2x2-deepspeed-zero1-sp-qwen-sgd-ul2",
-        "2x2x2-torch-zero2-t5-sgd-encoder_decoder",
-        "2x2x2-torch-zero1-llama-sgd-reweighted",
-        "2x2x2-torch-zero2-sp-prefix-sgd",
-        "2x2x2-deepspeed-zero1-sp-block-marked-sgd",
-        "2x2x1-2ring-deepspeed-zero1-sp-prefix-sgd",
-        "1x2x2-2ulysses-torch-zero3-marked-sgd",
-        "1x1x1-4ring-torch-zero3-block-prefix-sgd",
-        "1x1x1-4ring-deepspeed-zero2-marked-adamw",
-        "2x1x1-deepspeed-zero0-sp-marked-sgd",
-    ]
-)
+QUICK = cover(EVERY_LAYOUT, facets, lambda layout: 8 + layout.world_size)
+"""What `make test` runs of them; `make test-all` and `make layouts` run all."""
 
 DEGREES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
 DENSE = [name for name, model in DIALECTS.items() if not model.moe.experts]
@@ -438,11 +381,7 @@ def assert_routes_alike(curves: list[jobs.Curve], expected: jobs.Curve) -> None:
                 assert getattr(one, figure) == pytest.approx(getattr(other, figure), rel=1e-2), figure
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [pytest.param(one, marks=[pytest.mark.slow] if str(one) in LEFT_FOR_ALL else []) for one in EVERY_LAYOUT],
-    ids=str,
-)
+@pytest.mark.parametrize("layout", others_slow(EVERY_LAYOUT, QUICK), ids=str)
 def test_matches_single_process(layout: Case, pools: Pools, reference: Reference) -> None:
     assert_matches_single_process(layout, pools, reference)
 
@@ -540,8 +479,9 @@ def test_every_objective_is_trained_on_three_axes_under_both_engines() -> None:
         assert {c.parallel.engine for c in seen} == {"deepspeed", "torch"}, objective
 
 
-def test_what_is_left_for_all_is_in_the_list() -> None:
-    assert {str(one) for one in EVERY_LAYOUT} >= LEFT_FOR_ALL
+def test_the_quick_ones_show_together_what_all_show() -> None:
+    assert len(QUICK) <= len(EVERY_LAYOUT) / 2
+    assert set().union(*map(facets, QUICK)) == set().union(*map(facets, EVERY_LAYOUT))
 
 
 def test_the_list_of_experts_has_every_way_to_balance_at_both_degrees() -> None:

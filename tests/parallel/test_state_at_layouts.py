@@ -14,6 +14,7 @@ from parallel.config import ParallelConfig, PrecisionConfig
 from tests.helpers.pool import Pools
 from tests.parallel import state_jobs
 from tests.parallel.cases import ADAMW, SGD, Case
+from tests.parallel.covering import cover, others_slow, plain_facets
 from tests.parallel.state_jobs import Resumed, assemble
 
 BF16 = PrecisionConfig("bf16")
@@ -25,6 +26,11 @@ def case(dialect: str, tensor: int, pipeline: int, data: int, **options: object)
     engine = str(options.pop("engine", "deepspeed"))
     parallel = ParallelConfig(engine, tensor, pipeline, data, **options)  # type: ignore[arg-type]
     return Case(dialect, parallel, precision, optimizer, micro_batch)  # type: ignore[arg-type]
+
+
+def price(layout: Case) -> int:
+    """What a layout takes, in units of one process of it."""
+    return 2 + layout.world_size
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -144,7 +150,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize("layout", SAME, ids=str)
+@pytest.mark.parametrize("layout", others_slow(SAME, cover(SAME, plain_facets, price)), ids=str)
 def test_the_same_layout_goes_on_bitwise(layout: Case, pools: Pools, tmp_path: Path) -> None:
     straight, resumed = _save_and_load(layout, layout, pools, tmp_path)
     for one, other in zip(straight, resumed, strict=True):
@@ -184,7 +190,17 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("saved", "loaded"), OTHERS, ids=str)
+def pair_facets(pair: tuple[Case, Case]) -> set[tuple[str, ...]]:
+    """What each side of a pair shows, and from which engine to which it goes."""
+    saved, loaded = pair
+    sides = {(side, *facet) for side, one in (("saved", saved), ("loaded", loaded)) for facet in plain_facets(one)}
+    return sides | {(saved.parallel.engine, loaded.parallel.engine)}
+
+
+QUICK = cover(OTHERS, pair_facets, lambda pair: price(pair[0]) + price(pair[1]))
+
+
+@pytest.mark.parametrize(("saved", "loaded"), others_slow(OTHERS, QUICK), ids=str)
 def test_another_layout_loads_the_same_bits_and_goes_on(
     saved: Case, loaded: Case, pools: Pools, tmp_path: Path
 ) -> None:
