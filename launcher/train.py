@@ -10,11 +10,11 @@ import os
 import sys
 from pathlib import Path
 
-from launcher.workers import INTERRUPTED, StopRequest, die_with_parent, write_failure
+from launcher.workers import INTERRUPTED, StopRequest, die_with_parent, end_before_destructors, write_failure
 
 if __name__ == "__main__":  # before the heavy imports: a signal then must not be lost, nor a launcher's death
     die_with_parent()
-    STOP = StopRequest()
+    STOP, ENDS_WITH = StopRequest(), end_before_destructors()
 
 import torch
 
@@ -91,4 +91,4 @@ def engine_spec(phase: Recipe, mesh: Mesh) -> EngineSpec:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], STOP))
+    sys.exit(ENDS_WITH(main(sys.argv[1:], STOP)))

@@ -63,6 +63,7 @@ def shrunk(name: str, corpus: Path) -> dict[str, Any]:
     for section in ("run", "model", "tracker", "precision", "cluster", "optimizer"):
         kept = {key: tree["model"][key] for key in ("document_mask", "reset_position_ids", "attention_kernel")}
         tree[section] = {**tiny[section], **(kept if section == "model" else {})}
+    tree["corpus"]["directory"] = "corpora/none"  # what is read is there; nothing is to be built
     tree["model"]["max_sequence"] = 64
     train = tree["train"]
     for field in ("sequence_length", "batch_tokens", "ramp_from", "ramp_increment"):
