@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,19 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
             raise RecipeError(unknown_key(key))
 
 
+_HOME = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?<=[=\[,:\s])~(?=/)""")
+
+
+def at_home(overrides: Sequence[str]) -> list[str]:
+    """Overrides with `~/` as a shell would write it out, were it the word's beginning: Hydra's grammar knows no `~` in values.
+    What is quoted stays, and is expanded by whoever opens the path."""
+    home = os.path.expanduser("~")
+    return [_HOME.sub(lambda found: found[1] or home, text) for text in overrides]
+
+
 def compose_tree(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
     """Compose recipes/train.yaml with overrides into plain data."""
+    overrides = at_home(overrides)
     check_overrides(overrides, config_dir)
     register_base()
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []

@@ -22,6 +22,7 @@ from launcher.check import check_corpus, check_directory, check_recipe, check_sa
 from launcher.compose import (
     ENTRY,
     RECIPES,
+    at_home,
     build_recipe,
     check_overrides,
     compose_tree,
@@ -81,7 +82,7 @@ def _through_hydra(arguments: list[str], config_dir: str | None) -> int:
     takes_value = {"--cfg", "-c", "--package", "-p", "--info", "-i", "--shell-completion", "-sc"}
     values = {index + 1 for index, argument in enumerate(arguments) if argument in takes_value}
     flags = [a for index, a in enumerate(arguments) if a.startswith("-") or index in values]
-    singles = [a for index, a in enumerate(arguments) if not a.startswith("-") and index not in values]
+    singles = at_home([a for index, a in enumerate(arguments) if not a.startswith("-") and index not in values])
     if not any(argument in ("-m", "--multirun") for argument in arguments):
         check_overrides(singles, config_dir)
     named = any(argument.startswith("run.name=") and "," in argument for argument in singles)  # names are swept too

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.check import check_budget, check_layout, check_recipe, check_same_run, phases_of, with_vocabulary
-from launcher.compose import build_recipe, compose_tree, groups, load_recipe, phase_recipe, save_recipe
+from launcher.compose import at_home, build_recipe, compose_tree, groups, load_recipe, phase_recipe, save_recipe
 from launcher.config import Recipe, RecipeError, ScheduleConfig
 from launcher.help import completions, train_help
 from launcher.optim.schedule import Schedule
@@ -286,3 +286,13 @@ def test_a_schedule_longer_than_its_span_is_refused() -> None:
     with pytest.raises(RecipeError, match="warmup_tokens=600: longer than the 500 tokens"):
         check_budget(recipe)
     check_budget(replace(recipe, phases=recipe.phases[1:]))
+
+
+def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the README writes them; Hydra's grammar has no `~`."""
+    monkeypatch.setenv("HOME", "/home/me")
+    sources = "corpus.sources=[~/text, \"dump/*.zst\", '~/quoted', /a/b]"
+    recipe = build_recipe(compose_tree(["corpus=files", "corpus.name=mine", sources, "data.path=~/corpora/mine"]))
+    assert recipe.corpus.sources == ("/home/me/text", "dump/*.zst", "~/quoted", "/a/b")
+    assert recipe.data.path == "/home/me/corpora/mine"
+    assert at_home(["~model.bias", "a=b~c", "a={path: ~/x}"]) == ["~model.bias", "a=b~c", "a={path: /home/me/x}"]
