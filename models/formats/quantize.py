@@ -1,0 +1,142 @@
+"""A tensor into a block format: the definition, in plain torch and integer arithmetic, that every kernel equals bit for
+bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.errors import ModelError
+from models.formats.elements import ROUNDINGS, encode
+from models.formats.names import Format, format_of
+from models.formats.packing import pack
+from models.formats.random import bits
+from models.formats.scales import BIAS, MODES, NAN, NAN_E4M3, block_scale, block_value, shared_exponent, tensor_scale
+from models.formats.tensor import MXTensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where stochastic rounding draws from. key: 64 bits. offset: where the tensor begins in the whole one, whose shape is
+    `shape`; both empty for a whole tensor."""
+
+    key: int
+    offset: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+
+    def index(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Row-major places of the elements in the whole tensor, int64."""
+        whole, offset = self.shape or tuple(shape), self.offset or (0,) * len(shape)
+        found, stride = torch.zeros((1,) * len(shape), dtype=torch.int64, device=device), 1
+        for dim in reversed(range(len(whole))):
+            line = (torch.arange(shape[dim], dtype=torch.int64, device=device) + offset[dim]) * stride
+            found = found + line.reshape([-1 if d == dim else 1 for d in range(len(whole))])
+            stride *= whole[dim]
+        return found
+
+
+def quantize(
+    x: Tensor,
+    format: str,
+    dim: int = -1,
+    scale: str = "floor",
+    rounding: str = "nearest_even",
+    *,
+    square: bool = False,
+    draw: Draw | None = None,
+    whole_amax: Tensor | None = None,
+) -> MXTensor:
+    """x in a block format, its blocks along `dim`.
+
+    x: float32, bfloat16 or float16, at least one dimension. format: a name of `FORMATS`. scale: `floor`, `rceil`, `ceil`
+    or `even`, see
+    `scales.shared_exponent`; nvfp4 has a rule of its own and takes `floor` for it. rounding: `nearest_even`, `half_away` or
+    `stochastic`, which draws from `draw`. square: one scale for block x block elements of the last dimension but `dim` and
+    `dim`, so that a transpose needs no second copy. whole_amax: for nvfp4, the largest magnitude of the whole tensor where x
+    is a part of it. A block with NaN or infinity is NaN whole, a block of zeros has scale byte 0.
+
+    ModelError for unknown names, dtypes, and widths that blocks do not divide. Source: OCP Microscaling v1.0, section 6.3;
+    for nvfp4 arXiv 2509.25149, section 4.
+    """
+    found = _checked(x, format, dim, scale, rounding)
+    dim %= x.ndim
+    values = x.movedim(dim, -1).to(torch.float32)
+    width = found.block
+    sides = (values.shape[-2], values.shape[-1]) if square and x.ndim > 1 else (values.shape[-1],)
+    if square and x.ndim < 2:
+        raise ModelError("square blocks: a tensor of one dimension has none")
+    for side in sides:
+        if side % width:
+            raise ModelError(
+                f"{found.name}: {side} elements along a dimension of shape {tuple(x.shape)} are no multiple of the block, "
+                f"{width}; choose a width that is, or keep this tensor in another format"
+            )
+    random = None
+    if rounding == "stochastic":
+        if draw is None:
+            raise ModelError("rounding=stochastic: needs a key to draw from (draw=Draw(key))")
+        random = bits(draw.key, draw.index(x.shape, x.device)).movedim(dim, -1)
+    blocks = _blocks(values, width, square)
+    amax = torch.where(blocks.isnan(), torch.inf, blocks.abs()).amax(-1)
+    if found.scale == "e4m3":
+        codes, scales, whole = _encode_scaled(values, amax, found, rounding, random, square, whole_amax)
+    else:
+        scales, whole = shared_exponent(amax, found.element, scale), None
+        exponents = _spread(scales.to(torch.int64) - BIAS, width, square)
+        finite = torch.where(_spread(scales, width, square) == NAN, 0.0, values)
+        codes = encode(finite, exponents, found.element, rounding, random)
+    return MXTensor(pack(codes, found.element.bits), scales, found, dim, square, whole)
+
+
+def _checked(x: Tensor, format: str, dim: int, scale: str, rounding: str) -> Format:
+    found = format_of(format)
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ModelError(f"{format}: takes float32, bfloat16 or float16, not {x.dtype}")
+    if not -x.ndim <= dim < x.ndim:
+        raise ModelError(f"dim={dim}: a tensor of shape {tuple(x.shape)} has no such dimension")
+    if scale not in MODES:
+        raise ModelError(f"scale={scale!r}: choose one of {', '.join(MODES)}")
+    if found.scale == "e4m3" and scale != "floor":
+        raise ModelError(f"scale={scale!r}: has no effect on {format}, whose scales are no powers of two; leave it out")
+    if rounding not in ROUNDINGS:
+        raise ModelError(f"rounding={rounding!r}: choose one of {', '.join(ROUNDINGS)}")
+    return found
+
+
+def _blocks(values: Tensor, width: int, square: bool) -> Tensor:
+    """[..., blocks of the last dimension, elements of a block]; of square ones [..., rows of blocks, blocks, elements]."""
+    if not square:
+        return values.unflatten(-1, (-1, width))
+    return values.unflatten(-1, (-1, width)).unflatten(-3, (-1, width)).transpose(-3, -2).flatten(-2)
+
+
+def _spread(scales: Tensor, width: int, square: bool) -> Tensor:
+    """A scale for each element."""
+    found = scales.repeat_interleave(width, -1)
+    return found.repeat_interleave(width, -2) if square else found
+
+
+def _encode_scaled(
+    values: Tensor,
+    amax: Tensor,
+    format_: Format,
+    rounding: str,
+    random: Tensor | None,
+    square: bool,
+    whole_amax: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes, scales, the tensor's scale) of NVFP4. Elements are values / (block's scale * tensor's scale), divided in
+    float32."""
+    if whole_amax is None:
+        finite = amax[amax.isfinite()]
+        whole_amax = finite.amax() if finite.numel() else amax.new_zeros(())
+    whole = tensor_scale(whole_amax.to(torch.float32))
+    scales = block_scale(amax, whole)
+    factors = _spread(block_value(scales, whole), format_.block, square)
+    usable = (_spread(scales, format_.block, square) != NAN_E4M3) & (factors > 0)
+    scaled = torch.where(usable, values / factors, 0.0)
+    codes = encode(scaled, torch.zeros_like(scaled, dtype=torch.int64), format_.element, rounding, random)
+    return codes, scales, whole
