@@ -134,9 +134,11 @@ def _too_few(corpus: CorpusConfig, documents: int, skipped: Counter[str], abouts
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()) if count)
     first = next((about["first_bad"] for about in abouts if about["first_bad"]), "")
     found = f"{documents} usable document(s)" + (f" ({left_out} left out)" if left_out else "")
+    steps = ", ".join(str(step.get("step")) for step in corpus.clean)
+    cure = f"ask less of corpus.clean (its steps drop documents: {steps}), " if steps else ""
     return (
         f"corpus.sources = {list(corpus.sources)}: {found}, but a corpus needs at least one for training and one for "
-        "validation; add text, or cut a large file into documents with corpus.max_document_bytes=16384"
+        f"validation; {cure}add text, or cut a large file into documents with corpus.max_document_bytes=16384"
         + (f". What was left out begins with {first}" if first else "")
     )
 
