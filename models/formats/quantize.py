@@ -16,6 +16,7 @@ from models.formats.packing import pack
 from models.formats.random import bits
 from models.formats.scales import BIAS, MODES, NAN, NAN_E4M3, block_scale, block_value, shared_exponent, tensor_scale
 from models.formats.tensor import MXTensor
+from models.random import offsets
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,7 @@ class Draw:
 
     def index(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Row-major places of the elements in the whole tensor, int64."""
-        whole, offset = self.shape or tuple(shape), self.offset or (0,) * len(shape)
-        found, stride = torch.zeros((1,) * len(shape), dtype=torch.int64, device=device), 1
-        for dim in reversed(range(len(whole))):
-            line = (torch.arange(shape[dim], dtype=torch.int64, device=device) + offset[dim]) * stride
-            found = found + line.reshape([-1 if d == dim else 1 for d in range(len(whole))])
-            stride *= whole[dim]
-        return found
+        return offsets(self.shape or tuple(shape), self.offset or (0,) * len(shape), tuple(shape), device)
 
 
 def quantize(
