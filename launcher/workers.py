@@ -220,8 +220,8 @@ def end_before_destructors() -> Callable[[int], int]:
     handlers run in the reverse order of their registration. Returns a function that takes, and gives back, the exit code; 1
     until then.
 
-    Of 22 worlds of eight ranks that had finished, three lost one there to "terminate called without an active exception" (SIGABRT, no
-    Python frame left), all of them runs that had read Parquet; which library's threads it is was not found out.
+    Of 22 worlds of eight ranks that had finished, three lost one there to "terminate called without an active exception"
+    (SIGABRT, no Python frame left), all of them runs that had read Parquet; whose threads it was is not known.
     """
     code = [1]
 
