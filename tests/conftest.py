@@ -9,10 +9,8 @@ import pytest
 
 from tests.helpers.pool import Pools
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # workers stand beside one another; torch's threads spin while they wait
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers stand beside one another, and torch's threads spin while they wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,9 @@
 """The element formats of OCP Microscaling v1.0 and NVFP4, and their coding in integer arithmetic, which defines it.
 
 A value is sign, significand and exponent of its float32 bits; an element is the significand rounded at a place that
-follows from
-the exponents of value and scale. No step rounds but that one, and none is left to a cast, whose rounding and saturation
-differ
-between torch versions and devices. The arithmetic is in int64 so that every float32 has its place, subnormal ones included.
+follows from the exponents of value and scale. No step rounds but that one, and none is left to a cast, whose rounding and
+saturation differ between torch versions and devices. The arithmetic is in int64 so that every float32 has its place,
+subnormal ones included.
 
 Source: OCP Microscaling Formats (MX) Specification v1.0, sections 5.3 and 6.3.
 """

@@ -14,7 +14,17 @@ from models.formats.elements import ROUNDINGS, encode
 from models.formats.names import Format, format_of
 from models.formats.packing import pack
 from models.formats.random import bits
-from models.formats.scales import BIAS, MODES, NAN, NAN_E4M3, block_scale, block_value, shared_exponent, tensor_scale
+from models.formats.scales import (
+    BIAS,
+    MODES,
+    NAN,
+    NAN_E4M3,
+    block_scale,
+    block_value,
+    shared_exponent,
+    spread,
+    tensor_scale,
+)
 from models.formats.tensor import MXTensor
 from models.random import offsets
 
@@ -46,12 +56,12 @@ def quantize(
 ) -> MXTensor:
     """x in a block format, its blocks along `dim`.
 
-    x: float32, bfloat16 or float16, at least one dimension. format: a name of `FORMATS`. scale: `floor`, `rceil`, `ceil`
-    or `even`, see
-    `scales.shared_exponent`; nvfp4 has a rule of its own and takes `floor` for it. rounding: `nearest_even`, `half_away` or
-    `stochastic`, which draws from `draw`. square: one scale for block x block elements of the last dimension but `dim` and
-    `dim`, so that a transpose needs no second copy. whole_amax: for nvfp4, the largest magnitude of the whole tensor where x
-    is a part of it. A block with NaN or infinity is NaN whole, a block of zeros has scale byte 0.
+    x: float32, bfloat16 or float16, at least one dimension. format: a name of `FORMATS`. scale: `floor`, `rceil`, `ceil` or
+    `even`, see `scales.shared_exponent`; nvfp4 has a rule of its own and takes `floor` for it. rounding: `nearest_even`,
+    `half_away` or `stochastic`, which draws from `draw`. square: one scale for block x block elements of the last
+    dimension but `dim` and `dim`, so that a transpose needs no second copy. whole_amax: for nvfp4, the largest magnitude
+    of the whole tensor where x is a part of it. A block with NaN or infinity is NaN whole, a block of zeros has scale
+    byte 0.
 
     ModelError for unknown names, dtypes, and widths that blocks do not divide. Source: OCP Microscaling v1.0, section 6.3;
     for nvfp4 arXiv 2509.25149, section 4.
@@ -80,8 +90,8 @@ def quantize(
         codes, scales, whole = _encode_scaled(values, amax, found, rounding, random, square, whole_amax)
     else:
         scales, whole = shared_exponent(amax, found.element, scale), None
-        exponents = _spread(scales.to(torch.int64) - BIAS, width, square)
-        finite = torch.where(_spread(scales, width, square) == NAN, 0.0, values)
+        exponents = spread(scales.to(torch.int64) - BIAS, width, square)
+        finite = torch.where(spread(scales, width, square) == NAN, 0.0, values)
         codes = encode(finite, exponents, found.element, rounding, random)
     return MXTensor(pack(codes, found.element.bits), scales, found, dim, square, whole)
 
@@ -108,12 +118,6 @@ def _blocks(values: Tensor, width: int, square: bool) -> Tensor:
     return values.unflatten(-1, (-1, width)).unflatten(-3, (-1, width)).transpose(-3, -2).flatten(-2)
 
 
-def _spread(scales: Tensor, width: int, square: bool) -> Tensor:
-    """A scale for each element."""
-    found = scales.repeat_interleave(width, -1)
-    return found.repeat_interleave(width, -2) if square else found
-
-
 def _encode_scaled(
     values: Tensor,
     amax: Tensor,
@@ -130,8 +134,8 @@ def _encode_scaled(
         whole_amax = finite.amax() if finite.numel() else amax.new_zeros(())
     whole = tensor_scale(whole_amax.to(torch.float32))
     scales = block_scale(amax, whole)
-    factors = _spread(block_value(scales, whole), format_.block, square)
-    usable = (_spread(scales, format_.block, square) != NAN_E4M3) & (factors > 0)
+    factors = spread(block_value(scales, whole), format_.block, square)
+    usable = (spread(scales, format_.block, square) != NAN_E4M3) & (factors > 0)
     scaled = torch.where(usable, values / factors, 0.0)
     codes = encode(scaled, torch.zeros_like(scaled, dtype=torch.int64), format_.element, rounding, random)
     return codes, scales, whole

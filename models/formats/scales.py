@@ -26,8 +26,7 @@ def shared_exponent(amax: Tensor, element: Element, mode: str) -> Tensor:
 
     floor: 2^(floor(log2 amax) - emax), the specification's: up to 2^emax * 2 may saturate. ceil: the same with the
     logarithm rounded up. rceil: the smallest power of two with which amax does not saturate. even: floor of amax rounded
-    to the
-    element's mantissa first. 0 for a block of zeros; NAN for one with NaN or infinity.
+    to the element's mantissa first. 0 for a block of zeros; NAN for one with NaN or infinity.
     """
     _, significand, exponent = parts(amax)
     top = top_bit(significand)
@@ -50,6 +49,13 @@ def power(byte: Tensor) -> Tensor:
     exponent = byte.to(torch.int32) - BIAS
     bits = torch.where(exponent > -BIAS, (exponent + BIAS) << 23, 1 << 22)
     return torch.where(byte == NAN, torch.nan, bits.to(torch.int32).view(torch.float32))
+
+
+def spread(scales: Tensor, block: int, square: bool) -> Tensor:
+    """What belongs to blocks [..., n / block] for each of their elements [..., n]; of square ones along the last two
+    dimensions."""
+    found = scales.repeat_interleave(block, -1)
+    return found.repeat_interleave(block, -2) if square else found
 
 
 def tensor_scale(amax: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from models.errors import ModelError
 from models.formats.elements import decode
 from models.formats.names import Format, format_of
 from models.formats.packing import GROUP, pack, unpack
-from models.formats.scales import block_value, power
+from models.formats.scales import block_value, power, spread
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,11 @@ class MXTensor:
         """What each element is multiplied by, float32, the blocked dimension last."""
         whole = self.tensor_scale
         factors = power(self.scales) if whole is None else block_value(self.scales, whole)
-        factors = factors.repeat_interleave(self.format.block, -1)
-        return factors.repeat_interleave(self.format.block, -2) if self.square else factors
+        return spread(factors, self.format.block, self.square)
 
     def t(self) -> MXTensor:
         """The transpose of a matrix. Of square blocks it is blocked along the same dimension number as before, that is
-        along the other
-        one of the matrix; nothing is quantised again."""
+        along the other one of the matrix; nothing is quantised again."""
         if self.ndim != 2:
             raise ModelError(f"only a matrix is transposed, not an MXTensor of {self.ndim} dimensions")
         if not self.square:

@@ -18,8 +18,7 @@ def facets(case: Case) -> set[tuple[str, str]]:
     """What a layout shows: every option it sets, under its engine and on each of its axes; its engine on each axis."""
     told = [f"{name}={value}" for name, value in features(case)]
     told += [case.dialect, case.optimizer.name, case.precision.name]
-    axes = [name for name in DEGREES if getattr(case.parallel, name) > 1] or ["one process"]
-    engine = case.parallel.engine
+    axes, engine = _axes(case), case.parallel.engine
     shown = {(one, place) for one in told for place in (engine, *axes)} | {(engine, axis) for axis in axes}
     return shown | ({(engine, "eight processes")} if case.world_size == 8 else set())
 
@@ -27,8 +26,11 @@ def facets(case: Case) -> set[tuple[str, str]]:
 def plain_facets(case: Case) -> set[tuple[str, str]]:
     """What a layout shows of how state lies: axes, ZeRO stage and precision under its engine."""
     engine, zero = case.parallel.engine, f"zero {case.parallel.zero_stage}"
-    axes = [name for name in DEGREES if getattr(case.parallel, name) > 1] or ["one process"]
-    return {(engine, one) for one in (*axes, zero, case.precision.name)}
+    return {(engine, one) for one in (*_axes(case), zero, case.precision.name)}
+
+
+def _axes(case: Case) -> list[str]:
+    return [name for name in DEGREES if getattr(case.parallel, name) > 1] or ["one process"]
 
 
 def others_slow(cases: Sequence[T], quick: Sequence[T]) -> list[ParameterSet]:
