@@ -1,0 +1,1 @@
+"""Fused kernels: of each a reference in plain torch and the implementations that equal it."""

@@ -1,0 +1,19 @@
+"""The kernels by name, each a folder of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from models.kernels.runtime.compiling import Compilation
+
+KERNELS: tuple[str, ...] = ()
+"""Folders with `reference.py`, `triton.py` and, some, `kernel.cu`."""
+
+CUDA: tuple[str, ...] = ()
+"""Those with a `kernel.cu`."""
+
+
+def compilations(name: str) -> Iterator[Compilation]:
+    """What `triton.py` of a kernel is compiled for when no GPU is at hand."""
+    yield from import_module(f"models.kernels.{name}.triton").compilations()

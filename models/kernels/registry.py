@@ -1,0 +1,101 @@
+"""Which implementation of a kernel runs: chosen by the recipe's `kernels=`, the device, the dtype and the shape.
+
+`reference` is plain torch, whose gradients autograd or a compiler sees through. The others are opaque operators: `triton`
+(on CPU interpreted, to be looked at, not to be waited for), `cuda` (C++, where a kernel has it). `auto` takes the reference on
+CPU and, on a GPU, the first of a kernel's own list that serves the case. `liger` and `apex` take those packages' kernel where
+they have one, else what auto takes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+
+from models.errors import ModelError
+
+CHOICES = ("auto", "reference", "triton", "cuda", "liger", "apex")
+
+_PACKAGES = {"liger": "liger_kernel", "apex": "apex"}
+
+Serves = Callable[[torch.device, torch.dtype, tuple[int, ...]], str | None]
+"""Why an implementation cannot take a tensor of this device, dtype and shape; None if it can."""
+
+
+def serves_all(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str | None:
+    """An implementation without limits."""
+    return None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel's implementations. gpu: those that `auto` tries on a GPU, in order; `reference` comes last by itself. serves:
+    limits of single ones, by their name. elsewhere: of CHOICES' packages those that have it."""
+
+    name: str
+    gpu: tuple[str, ...] = ("triton",)
+    serves: dict[str, Serves] = field(default_factory=dict)
+    elsewhere: tuple[str, ...] = ()
+
+    @property
+    def has(self) -> tuple[str, ...]:
+        """All implementations."""
+        return ("reference", *self.gpu, *(name for name in ("triton", "cuda") if name in self.serves), *self.elsewhere)
+
+    def choose(self, wanted: str, x: torch.Tensor) -> str:
+        """The implementation for x under the recipe's `wanted`, one of CHOICES."""
+        if wanted == "reference" or (wanted == "auto" and not x.is_cuda):
+            return "reference"
+        order = self.gpu if x.is_cuda else ("triton",)
+        if wanted in self.has and wanted != "auto":
+            order = (wanted, *order)
+        for name in order:
+            why = self._refuses(name, x)
+            if why is None:
+                return name
+            if name == wanted:
+                _say(self.name, name, why)
+        return "reference"
+
+    def _refuses(self, name: str, x: torch.Tensor) -> str | None:
+        if name == "cuda":
+            why = _no_cuda_build(self.name, x.device)
+            if why:
+                return why
+        return self.serves.get(name, serves_all)(x.device, x.dtype, tuple(x.shape))
+
+
+def _no_cuda_build(name: str, device: torch.device) -> str | None:
+    """Why a kernel's C++ cannot run on a device."""
+    from pathlib import Path
+
+    from models.kernels.runtime.cuda import BuildError, architecture_of, library
+
+    if device.type != "cuda":
+        return "it runs on GPUs alone"
+    try:
+        library(Path(__file__).parent / name / "kernel.cu", architecture_of(device))
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+@lru_cache
+def _say(kernel: str, wanted: str, why: str) -> None:
+    """Once a process and reason."""
+    warnings.warn(f"kernels={wanted}: {kernel} is computed otherwise: {why}", stacklevel=4)
+
+
+def check_choice(wanted: str) -> None:
+    """ModelError for what cannot be chosen on this machine."""
+    if wanted not in CHOICES:
+        raise ModelError(f"kernels={wanted}: choose one of {', '.join(CHOICES)}")
+    package = _PACKAGES.get(wanted)
+    if package and importlib.util.find_spec(package) is None:
+        raise ModelError(f"kernels={wanted}: {package} is not installed; install it or choose kernels=auto")
+    if wanted in ("triton", "cuda") and importlib.util.find_spec("triton") is None:
+        raise ModelError(f"kernels={wanted}: triton is not installed; install it or choose kernels=reference")

@@ -1,0 +1,48 @@
+"""Triton functions that run where their tensors lie: compiled on a GPU, interpreted on CPU.
+
+Triton decides that once, when it is imported, for the whole process. Here each launch decides, so that one process may
+interpret a kernel, compile it for a GPU that is not there, and run it on one that is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+# Products and sums are rounded one by one, as the interpreter and the references round them: a kernel that must equal its
+# reference bit for bit would differ by a fused multiply-add. Memory is what these kernels wait for, not arithmetic.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
+
+import torch
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+_FOR_COMPILERS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+
+
+class _Kernel(JITFunction):
+    """A Triton function, or one that others call."""
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        self._interpreted = InterpretedFunction(function)
+
+    def run(self, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
+        if any(torch.is_tensor(value) and value.is_cuda for value in (*arguments, *keywords.values())):
+            return super().run(*arguments, grid=grid, warmup=warmup, **keywords)
+        for option in _FOR_COMPILERS:
+            keywords.pop(option, None)
+        return self._interpreted.run(*arguments, grid=grid, warmup=warmup, **keywords)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """From within an interpreted kernel; a compiled one never gets here."""
+        return self._interpreted(*arguments, **keywords)
+
+
+_Kernel.__name__ = "JITFunction"  # Triton's cache tells functions among constants by this name
+
+
+def kernel(function: Callable) -> Any:
+    """Like `triton.jit`, and launched like it: `function[grid](…)`; with tensors on CPU it is interpreted."""
+    return _Kernel(function)
