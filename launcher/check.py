@@ -18,6 +18,7 @@ from launcher.objective import check_objectives
 from launcher.reading import epoch_tokens, longest_sequence, phase_stream
 from launcher.slots import Slots, lengths_of
 from launcher.vocabulary import special_tokens
+from parallel.blocks import check_products
 from parallel.check import check_engine, check_model, choose_engine, resolve_world
 from parallel.shapes import check_shapes
 
@@ -90,6 +91,8 @@ def check_layout(recipe: Recipe, world_size: int) -> None:
     for phase in phases_of(recipe):
         layout, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
         check_model(layout, phase.model, phase.train.sequence_length)
+        for length in lengths_of(phase):
+            check_products(layout, phase.model, phase.precision.products, length)
         check_batch(phase, layout.data)
         check_shapes(
             layout,

@@ -31,8 +31,10 @@ class Attention(nn.Module):
         self.heads, self.kv_heads = layers.share(config.heads), layers.share(config.key_value_heads)
         query, key_value = config.heads * width, config.key_value_heads * width
         bias = config.bias or config.qkv_bias
-        self.qkv = layers.column(config.hidden_size, (query, key_value, key_value), bias=bias, std=config.init_std)
-        self.output = layers.row(query, config.hidden_size, bias=config.bias, std=residual_std(config))
+        self.qkv = layers.column(
+            "qkv", config.hidden_size, (query, key_value, key_value), bias=bias, std=config.init_std
+        )
+        self.output = layers.row("output", query, config.hidden_size, bias=config.bias, std=residual_std(config))
         self.query_norm = query_key_norm(config, layers, config.heads)
         self.key_norm = query_key_norm(config, layers, config.key_value_heads)
         spec = CoreSpec(
@@ -50,12 +52,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
         """x: [S, B, H] -> [S, B, H]."""
-        query, key, value = self._heads(self.qkv(x), first_sample)
+        query, key, value = self._heads(self.qkv(x, first_sample), first_sample)
         if self.recompute_core and self.training:
             mixed = checkpoint(self._core, query, key, value, first_sample, use_reentrant=False)
         else:
             mixed = self._core(query, key, value, first_sample)
-        return self.output(mixed)
+        return self.output(mixed, first_sample)
 
     def _rotation(self, qkv: Tensor, first_sample: int | Tensor) -> tuple[Tensor, Tensor] | None:
         """Cosine and sine for qkv [S, B, …]: [S, 1, 1, D] each, or [S, B, 1, D] where each document has its own positions."""

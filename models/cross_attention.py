@@ -37,9 +37,9 @@ class CrossAttention(nn.Module):
             layers,
         )
         self.heads = layers.share(config.heads)
-        self.query = layers.column(config.hidden_size, (query,), bias=bias, std=std)
-        self.key_value = layers.column(config.hidden_size, (key_value, key_value), bias=bias, std=std)
-        self.output = layers.row(query, config.hidden_size, bias=config.bias, std=residual_std(config))
+        self.query = layers.column("query", config.hidden_size, (query,), bias=bias, std=std)
+        self.key_value = layers.column("key_value", config.hidden_size, (key_value, key_value), bias=bias, std=std)
+        self.output = layers.row("output", query, config.hidden_size, bias=config.bias, std=residual_std(config))
         self.query_norm = query_key_norm(config, layers, config.heads)
         self.key_norm = query_key_norm(config, layers, config.key_value_heads)
         key = key_tensor(stream_key(layers.clock.seed, "dropout", name, "cross"))
@@ -47,13 +47,15 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, encoder: Tensor, first_sample: int | Tensor) -> Tensor:
         """x: [D, B, H], encoder: [E, B, H] -> [D, B, H]."""
-        query = self.query(x).unflatten(-1, (-1, self.width))
-        key, value = self.key_value(encoder).unflatten(-1, (-1, self.width)).chunk(2, dim=-2)
+        query = self.query(x, first_sample).unflatten(-1, (-1, self.width))
+        key, value = self.key_value(encoder, first_sample).unflatten(-1, (-1, self.width)).chunk(2, dim=-2)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.recompute_core and self.training:
-            return self.output(checkpoint(self._core, query, key, value, first_sample, use_reentrant=False))
-        return self.output(self._core(query, key, value, first_sample))
+            mixed = checkpoint(self._core, query, key, value, first_sample, use_reentrant=False)
+        else:
+            mixed = self._core(query, key, value, first_sample)
+        return self.output(mixed, first_sample)
 
     def _core(self, query: Tensor, key: Tensor, value: Tensor, first_sample: int | Tensor) -> Tensor:
         """query [D, B, A, W], key and value [E, B, G, W] -> [D, B, A * W]."""

@@ -113,15 +113,17 @@ class DecoderLayer(Block):
         self.pre_norm = config.norm_position == "pre"
         self.recompute = recompute == "block"
         self.parted = config.parted or config.prefix_mask
-        self._layers = layers
+        self._layers = layers = layers.within(self.name, high=layers.products.above(index, config.layers))
         self.attention_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
-        self.attention = Attention(config, layers, self.name, recompute_core=recompute == "selective")
+        self.attention = Attention(
+            config, layers.within("attention"), self.name, recompute_core=recompute == "selective"
+        )
         self.ffn_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
         self.feed_forward: FeedForward | MixtureOfExperts
         if config.has_experts(index):
-            self.feed_forward = MixtureOfExperts(config, layers, index)
+            self.feed_forward = MixtureOfExperts(config, layers.within("feed_forward"), index)
         else:
-            self.feed_forward = FeedForward(config, layers, config.ffn_width)
+            self.feed_forward = FeedForward(config, layers.within("feed_forward"), config.ffn_width)
         self.attention_drop = Dropout(layers, config.dropout, f"{self.name}/attention_output")
         self.ffn_drop = Dropout(layers, config.dropout, f"{self.name}/ffn_output")
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -162,9 +164,7 @@ class DecoderLayer(Block):
         return norm(x + drop(part(x, first_sample), first_sample, length))
 
     def _feed(self, x: Tensor, first_sample: int) -> Tensor:
-        if isinstance(self.feed_forward, MixtureOfExperts):
-            return self.feed_forward(x, first_sample)
-        return self.feed_forward(x)
+        return self.feed_forward(x, first_sample)
 
 
 class EncoderLayer(DecoderLayer):
@@ -199,7 +199,8 @@ class CrossLayer(DecoderLayer):
         super().__init__(config, layers, index, recompute)
         self._parts = Parts(config, layers)
         self.cross_norm = Norm(layers, config.norm, config.hidden_size, config.norm_eps, bias=config.bias)
-        self.cross = CrossAttention(config, layers, self.name, recompute_core=recompute == "selective")
+        within = self._layers.within("cross")
+        self.cross = CrossAttention(config, within, self.name, recompute_core=recompute == "selective")
         self.cross_drop = Dropout(layers, config.dropout, f"{self.name}/cross_output")
 
     def _arithmetic(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
@@ -228,13 +229,16 @@ class HeadBlock(Block):
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__("head")
-        self._parts = Parts(config, layers)
+        self._parts, self._layers = Parts(config, layers), layers
         self.projection = layers.head(
             config.hidden_size, config.padded_vocab, std=config.init_std, tied=config.tied_embeddings
         )
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return self.projection(self._parts.split(x)[1], weight)
+        first_sample = 0
+        if self.training and self._layers.products.stochastic:
+            first_sample = self._layers.clock.first_sample(self.name, x.shape[1])
+        return self.projection(self._parts.split(x)[1], first_sample, weight)
 
 
 def block_recipe(

@@ -44,9 +44,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, layers: Layers, width: int) -> None:
         super().__init__()
         parts = (width,) * (2 if config.gated else 1)
-        self.up = layers.column(config.hidden_size, parts, bias=config.bias, std=config.init_std)
-        self.down = layers.row(width, config.hidden_size, bias=config.bias, std=residual_std(config))
+        self.up = layers.column("up", config.hidden_size, parts, bias=config.bias, std=config.init_std)
+        self.down = layers.row("down", width, config.hidden_size, bias=config.bias, std=residual_std(config))
         self.activation = ACTIVATION_FUNCTIONS[config.activation]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))
+    def forward(self, x: Tensor, first_sample: int | Tensor = 0) -> Tensor:
+        return self.down(self.activation(self.up(x, first_sample)), first_sample)

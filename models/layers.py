@@ -9,8 +9,9 @@ Shapes: S sequence (this rank's share where context or sequence parallelism cuts
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,9 @@ from models.core import AttentionCore, CoreSpec, Spans
 from models.functions import rms_norm
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
-from models.parameters import declare
+from models.parameters import Declaration, declaration, declare
+from models.precision import UNQUANTISED, ProductsConfig
+from models.products import Axes, Product, QuantisedProduct, WholeAxes, plain_product
 from models.random import Clock, drop, key_tensor, offsets, stream_key
 from models.varlen import core_of
 
@@ -28,14 +31,22 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Layers(Protocol):
-    """A factory of layers. Column layers cut their outputs over the tensor axis, row layers their inputs."""
+    """A factory of layers. Column layers cut their outputs over the tensor axis, row layers their inputs.
+
+    products: what the products of linear layers are quantised to; name: of the part of the model that asks.
+    """
 
     dtype: torch.dtype
+    products: ProductsConfig
+    name: str
     clock: Clock
     routing: Routing
     experts: ExpertAxis
     degree: int
     rank: int
+
+    def within(self, name: str, *, high: bool = False) -> Self:
+        """The factory for a part of the model by this name; high: nothing in it is quantised."""
 
     def share(self, count: int) -> int:
         """How many of `count` heads or features this rank holds."""
@@ -55,17 +66,18 @@ class Layers(Protocol):
     def attention_core(self, spec: CoreSpec, heads: int) -> AttentionCore:
         """Attention of this rank's `heads` query heads."""
 
-    def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:
-        """Linear layer [S, B, inputs] -> [S_full, B, share of every part], the parts side by side."""
+    def column(self, name: str, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:
+        """Linear layer, called with x and the first sample: [S, B, inputs] -> [S_full, B, share of every part], the parts side
+        by side."""
 
-    def row(self, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:
-        """Linear layer [S_full, B, share of inputs] -> [S, B, outputs]."""
+    def row(self, name: str, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:
+        """Linear layer, called with x and the first sample: [S_full, B, share of inputs] -> [S, B, outputs]."""
 
     def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
         """Token embedding, tokens [B, S] -> [S, B, H]; `weight` may be shared with `head`."""
 
     def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
-        """Output projection, called as head(x, weight or None): [S, B, H] -> [S_full, B, share of rows]."""
+        """Output projection, called with x, the first sample and a weight or None: [S, B, H] -> [S_full, B, share of rows]."""
 
     def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:
         """Declare a parameter that every rank holds whole."""
@@ -97,15 +109,41 @@ class Layers(Protocol):
     def count_over_context(self, counts: Tensor) -> Tensor:
         """Sum of integers over the context axis."""
 
+    def product_axes(self, cut: str) -> Axes:
+        """How the operands of a product lie whose weight the tensor axis cuts along `outputs` or `inputs`, of a whole x."""
+
     def loss(self) -> Loss:
         """Cross entropy, (logits [S, B, share of V], targets [S, B]) -> float32 [S, B], nats."""
 
 
-class PlainLayers:
+class Named:
+    """What factories know of the part of the model that asks."""
+
+    products: ProductsConfig
+    name: str = ""
+
+    def within(self, name: str, *, high: bool = False) -> Self:
+        found = copy.copy(self)
+        found.name = f"{self.name}.{name}" if self.name else name
+        if high:
+            found.products = UNQUANTISED
+        return found
+
+    def quantised_head(self) -> bool:
+        """Whether the head's products are quantised."""
+        return self.products.quantised and "head" not in self.products.high
+
+
+class PlainLayers(Named):
     """The factory for one process: everything whole."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32, clock: Clock | None = None) -> None:
-        self.dtype = dtype
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float32,
+        clock: Clock | None = None,
+        products: ProductsConfig = UNQUANTISED,
+    ) -> None:
+        self.dtype, self.products = dtype, products
         self.clock = clock or Clock(0)
         self.routing = Routing()
         self.experts: ExpertAxis = LocalExperts()
@@ -129,17 +167,34 @@ class PlainLayers:
     def feature_start(self, count: int) -> int:
         return 0
 
-    def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:
-        return Linear(inputs, sum(parts), bias=bias, std=std, dtype=self.dtype)
+    def column(self, name: str, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:
+        return self._linear(Linear(inputs, sum(parts), bias=bias, std=std, dtype=self.dtype), name)
 
-    def row(self, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:
-        return Linear(inputs, outputs, bias=bias, std=std, dtype=self.dtype)
+    def row(self, name: str, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:
+        return self._linear(Linear(inputs, outputs, bias=bias, std=std, dtype=self.dtype), name)
+
+    def _linear(self, linear: Linear, name: str) -> Linear:
+        if self.products.quantised:
+            declared = declaration(linear.weight)
+            linear.product = QuantisedProduct(
+                self.products, self.clock.seed, f"{self.name}.{name}", declared, self.product_axes("none")
+            )
+        return linear
+
+    def product_axes(self, cut: str) -> Axes:
+        return WholeAxes()
 
     def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
         return Embedding(rows, hidden, std=std, dtype=self.dtype)
 
     def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
-        return Head(hidden, rows, std=std, tied=tied, dtype=self.dtype)
+        head = Head(hidden, rows, std=std, tied=tied, dtype=self.dtype)
+        if self.quantised_head():
+            declared = Declaration((rows, hidden), None, (), 1, 0, 0.0)
+            head.product = QuantisedProduct(
+                self.products, self.clock.seed, "head.projection", declared, self.product_axes("none")
+            )
+        return head
 
     def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:
         declare(parameter, std=std, constant=constant)
@@ -179,6 +234,8 @@ class PlainLayers:
 class Linear(nn.Module):
     """Affine map of the last dim; weight [outputs, inputs]."""
 
+    product: Product = staticmethod(plain_product)
+
     def __init__(self, inputs: int, outputs: int, *, bias: bool, std: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
@@ -187,8 +244,8 @@ class Linear(nn.Module):
         if self.bias is not None:
             declare(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, first_sample: int | Tensor = 0) -> Tensor:
+        return self.product(x, self.weight, self.bias, first_sample)
 
 
 class Embedding(nn.Module):
@@ -206,16 +263,18 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """Output projection without bias; with `tied` it owns no weight and is handed the embedding's."""
 
+    product: Product = staticmethod(plain_product)
+
     def __init__(self, hidden: int, rows: int, *, std: float, tied: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = None if tied else nn.Parameter(torch.empty(rows, hidden, dtype=dtype))
         if self.weight is not None:
             declare(self.weight, std=std)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, first_sample: int | Tensor = 0, weight: Tensor | None = None) -> Tensor:
         weight = self.weight if weight is None else weight
         assert weight is not None, "a tied head is handed the embedding's weight"
-        return F.linear(x, weight)
+        return self.product(x, weight, None, first_sample)
 
 
 class Norm(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from models.precision import UNQUANTISED, ProductsConfig
 from parallel.schedule import SCHEDULES
 
 ENGINES = ("auto", "deepspeed", "torch")
@@ -174,11 +175,17 @@ class PrecisionConfig:
     """fp16 only: the loss scale begins at 2 to this power."""
     loss_scale_window: int = 1000
     """fp16 only: steps without overflow after which the loss scale doubles."""
+    products: ProductsConfig = UNQUANTISED
+    """What the products of linear layers are quantised to."""
 
     def __post_init__(self) -> None:
         """Refuse unknown precisions."""
         if self.name not in PRECISIONS:
             raise ParallelError(f"precision.name={self.name}: choose one of {', '.join(PRECISIONS)}")
+        if self.name == "fp16" and self.products.quantised:
+            raise ParallelError(
+                "precision.name=fp16: quantised products are exact in bfloat16 and float32 alone; set precision.name=bf16"
+            )
         for option in ("initial_loss_scale_power", "loss_scale_window"):
             value = getattr(self, option)
             if value < 1:

@@ -17,10 +17,13 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.core import AttentionCore, CoreSpec, Spans, document_numbers, positions_of, take_spans
 from models.layers import PlainLayers
+from models.precision import UNQUANTISED, ProductsConfig
+from models.products import Axes
 from models.random import Clock
 from models.varlen import core_of
 from parallel.engines.base import Batch
 from parallel.mesh import Mesh
+from parallel.products import MeshAxes
 from parallel.ring import RingCore
 
 
@@ -125,8 +128,8 @@ class AcrossContext:
 class ContextLayers(AcrossContext, PlainLayers):
     """The factory where only the context axis cuts sequences: layers are whole, positions and attention are not."""
 
-    def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock) -> None:
-        super().__init__(dtype, clock)
+    def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock, products: ProductsConfig = UNQUANTISED) -> None:
+        super().__init__(dtype, clock, products)
         self._mesh, self._cut = mesh, cut_for(mesh)
 
     def spans(self, length: int) -> Spans:
@@ -134,6 +137,9 @@ class ContextLayers(AcrossContext, PlainLayers):
 
     def uncut(self, length: int) -> int:
         return length * self._cut.degree
+
+    def product_axes(self, cut: str) -> Axes:
+        return MeshAxes(self._mesh, "none", self.spans)
 
     def attention_core(self, spec: CoreSpec, heads: int) -> AttentionCore:
         return core_for(self._mesh, spec, self.clock, heads)

@@ -10,6 +10,7 @@ as soon as autograd is done, so no engine has to know about them.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.core import AttentionCore, CoreSpec, Spans, slice_spans
-from models.layers import Layers, Loss, PlainLayers
+from models.layers import Layers, Loss, Named, PlainLayers
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
-from models.parameters import declare
+from models.parameters import Declaration, declaration, declare
+from models.precision import UNQUANTISED, ProductsConfig
+from models.products import Axes, QuantisedProduct
 from models.random import Clock
 from parallel.context import AcrossContext, ContextLayers, core_for, cut_for
 from parallel.experts import MeshExperts
@@ -34,15 +37,17 @@ from parallel.megatron import (
     vocab_parallel_cross_entropy,
 )
 from parallel.mesh import Mesh
+from parallel.products import MeshAxes
 
 
-def layers_for(mesh: Mesh, dtype: torch.dtype, clock: Clock) -> Layers:
+def layers_for(mesh: Mesh, dtype: torch.dtype, clock: Clock, products: ProductsConfig = UNQUANTISED) -> Layers:
     """The factory for a layout: megatron-core's layers where tensor > 1, plain modules where it is 1."""
     layers: Layers
     if mesh.config.tensor > 1:
-        layers = MegatronLayers(mesh, dtype, clock)
+        layers = MegatronLayers(mesh, dtype, clock, products)
     else:
-        layers = PlainLayers(dtype, clock) if mesh.config.context == 1 else ContextLayers(mesh, dtype, clock)
+        whole = mesh.config.context == 1
+        layers = PlainLayers(dtype, clock, products) if whole else ContextLayers(mesh, dtype, clock, products)
     if mesh.config.expert > 1:
         layers.experts = MeshExperts(mesh)
     return layers
@@ -141,11 +146,12 @@ def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return share
 
 
-class MegatronLayers(AcrossContext):
+class MegatronLayers(AcrossContext, Named):
     """Layers cut over the tensor axis of a mesh."""
 
-    def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock) -> None:
+    def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock, products: ProductsConfig = UNQUANTISED) -> None:
         self.dtype, self.clock, self._mesh, self._cut = dtype, clock, mesh, cut_for(mesh)
+        self.products = products
         self.routing = Routing()
         self.experts: ExpertAxis = LocalExperts()
         self.group, self.rank, self.degree = mesh.tensor_group, mesh.place.tensor, mesh.config.tensor
@@ -181,17 +187,36 @@ class MegatronLayers(AcrossContext):
     def feature_start(self, count: int) -> int:
         return self.rank * count
 
-    def column(self, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:
-        return _Column(self, inputs, parts, bias=bias, std=std)
+    def column(self, name: str, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float) -> nn.Module:
+        layer = _Column(self, inputs, parts, bias=bias, std=std)
+        if self.products.quantised:
+            layer.product = self._product(f"{self.name}.{name}", layer.declared, "outputs")
+        return layer
 
-    def row(self, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:
-        return _Row(self, inputs, outputs, bias=bias, std=std)
+    def row(self, name: str, inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Module:
+        layer = _Row(self, inputs, outputs, bias=bias, std=std)
+        if self.products.quantised:
+            layer.product = self._product(f"{self.name}.{name}", declaration(layer.weight), "inputs")
+        return layer
+
+    def product_axes(self, cut: str) -> Axes:
+        return MeshAxes(self._mesh, cut, self.spans_in_heads)
+
+    def _product(self, name: str, declared: Declaration, cut: str) -> QuantisedProduct:
+        axes = self.product_axes(cut)
+        if self.sequence_parallel and cut == "outputs":
+            gather, scatter = (partial(collective, group=self.group) for collective in (_all_gather, _reduce_scatter))
+            axes = MeshAxes(self._mesh, cut, self.spans_in_heads, self.spans, gather, scatter)
+        return QuantisedProduct(self.products, self.clock.seed, name, declared, axes)
 
     def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
         return _Embedding(self, rows, hidden, std=std)
 
     def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
-        return _Column(self, hidden, (rows,), bias=False, std=std, tied=tied)
+        layer = _Column(self, hidden, (rows,), bias=False, std=std, tied=tied)
+        if self.quantised_head():
+            layer.product = self._product("head.projection", layer.declared, "outputs")
+        return layer
 
     def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:
         declare(parameter, std=std, constant=constant)
@@ -225,7 +250,10 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _Column(nn.Module):
-    """Column-parallel linear layer; tied heads are handed the embedding's weight."""
+    """Column-parallel linear layer; tied heads are handed the embedding's weight. product: where it is quantised, whose
+    products take the place of megatron-core's."""
+
+    product: QuantisedProduct | None = None
 
     def __init__(
         self, layers: MegatronLayers, inputs: int, parts: tuple[int, ...], *, bias: bool, std: float, tied: bool = False
@@ -251,9 +279,13 @@ class _Column(nn.Module):
             if parameter is not None:
                 parameter.tensor_model_parallel = True
                 declare(parameter, shape=shape, std=spread, dim=0, parts=parts, degree=layers.degree, rank=layers.rank)
+        self.declared = Declaration((sum(parts), inputs), 0, parts, layers.degree, layers.rank, std)
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, first_sample: int | Tensor = 0, weight: Tensor | None = None) -> Tensor:
         """x: [S(/T), B, inputs] -> [S, B, share of outputs]."""
+        if self.product is not None:
+            x = x if self._layers.sequence_parallel else self._layers.enter(x)  # else the product gathers, and scatters
+            return self.product(x, self.weight if weight is None else weight, self.bias, first_sample)
         if (
             self._layers.sequence_parallel or self._layers.sum_at_entry
         ):  # else megatron-core's layer enters the region itself
@@ -263,6 +295,8 @@ class _Column(nn.Module):
 
 class _Row(nn.Module):
     """Row-parallel linear layer: sums over the tensor axis, then adds its replicated bias."""
+
+    product: QuantisedProduct | None = None
 
     def __init__(self, layers: MegatronLayers, inputs: int, outputs: int, *, bias: bool, std: float) -> None:
         super().__init__()
@@ -283,12 +317,15 @@ class _Row(nn.Module):
         declare(self.weight, shape=shape, std=std, dim=1, degree=layers.degree, rank=layers.rank)
         self.bias = layers.replicated(nn.Parameter(torch.empty(outputs, dtype=layers.dtype))) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first_sample: int | Tensor = 0) -> Tensor:
         """x: [S, B, share of inputs] -> [S(/T), B, outputs]."""
-        partial = linear_with_grad_accumulation_and_async_allreduce(
-            x, self.weight, None, False, False, False, tp_group=self._layers.group
-        )
-        y = self._layers.leave(partial)
+        if self.product is not None:
+            part = self.product(x, self.weight, None, first_sample)
+        else:
+            part = linear_with_grad_accumulation_and_async_allreduce(
+                x, self.weight, None, False, False, False, tp_group=self._layers.group
+            )
+        y = self._layers.leave(part)
         return y if self.bias is None else y + self._layers.use(self.bias)
 
 

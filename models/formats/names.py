@@ -10,9 +10,8 @@ from models.formats.elements import ELEMENTS, Element
 
 @dataclass(frozen=True)
 class Format:
-    """A block format. block: elements that share a scale. scale: `e8m0`, a power of two a block, or `e4m3` under a float32
-    of the
-    whole tensor."""
+    """A block format. block: elements that share a scale, 0 for all along a dimension. scale: `e8m0`, a power of two a block,
+    or `e4m3` under a float32 of the whole tensor."""
 
     name: str
     element: Element
@@ -22,7 +21,7 @@ class Format:
     @property
     def bits(self) -> float:
         """Of one element with its share of the scale: 8.25 for MXFP8."""
-        return self.element.bits + 8 / self.block
+        return self.element.bits + (8 / self.block if self.block else 0)
 
 
 FORMATS = {

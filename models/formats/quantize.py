@@ -31,15 +31,20 @@ from models.random import offsets
 
 @dataclass(frozen=True)
 class Draw:
-    """Where stochastic rounding draws from. key: 64 bits. offset: where the tensor begins in the whole one, whose shape is
-    `shape`; both empty for a whole tensor."""
+    """Where stochastic rounding draws from. key: 64 bits, a number or an int64 scalar. offset: where the tensor begins in the
+    whole one, whose shape is `shape`; both empty for a whole tensor. places: instead of both, int64 [extent] for every
+    dimension, whose sum is an element's place; for tensors that are no box of the whole one."""
 
-    key: int
+    key: int | Tensor
     offset: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
+    places: tuple[Tensor, ...] = ()
 
     def index(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Row-major places of the elements in the whole tensor, int64."""
+        if self.places:
+            lines = [line.reshape([-1] + [1] * (len(shape) - 1 - dim)) for dim, line in enumerate(self.places)]
+            return sum(lines[1:], lines[0])
         return offsets(self.shape or tuple(shape), self.offset or (0,) * len(shape), tuple(shape), device)
 
 

@@ -62,7 +62,7 @@ class MXTensor:
         """What each element is multiplied by, float32, the blocked dimension last."""
         whole = self.tensor_scale
         factors = power(self.scales) if whole is None else block_value(self.scales, whole)
-        return spread(factors, self.format.block, self.square)
+        return spread(factors, self.format.block, self.square) if self.format.block else factors
 
     def t(self) -> MXTensor:
         """The transpose of a matrix. Of square blocks it is blocked along the same dimension number as before, that is
@@ -80,7 +80,7 @@ class MXTensor:
         block, inner = self.format.block, dim == self.dim
         row = self._storage_dim(dim)
         beside = self.square and row == self.ndim - 2
-        if (inner or beside) and (start % block or length % block):
+        if block and (inner or beside) and (start % block or length % block):
             raise ModelError(
                 f"elements {start} to {start + length} of dimension {dim}: parts of an MXTensor begin and end at multiples of "
                 f"its block, {block}"
@@ -88,7 +88,8 @@ class MXTensor:
         count, size = GROUP[self.format.element.bits]
         if inner:
             elements = self.elements.narrow(-1, start * size // count, length * size // count)
-            return replace(self, elements=elements, scales=self.scales.narrow(-1, start // block, length // block))
+            scales = self.scales.narrow(-1, start // block, length // block) if block else self.scales
+            return replace(self, elements=elements, scales=scales)
         step = block if beside else 1
         return replace(
             self,

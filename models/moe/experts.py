@@ -6,39 +6,24 @@ are, sharding cuts them anywhere, and a checkpoint holds one tensor a layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.feedforward import ACTIVATION_FUNCTIONS, residual_std
 from models.layers import Layers
-from models.parameters import declare_experts
-
-
-@dataclass(frozen=True)
-class Rows:
-    """How N rows, sorted by expert, belong to the experts of this rank. ends: int32 [held], one past each expert's last row;
-    expert: int64 [N], whose a row is."""
-
-    ends: Tensor
-    expert: Tensor
-
-    @staticmethod
-    def of(counts: Tensor, rows: int) -> Rows:
-        """From int64 counts [held] that sum to `rows`."""
-        return Rows(counts.cumsum(0).to(torch.int32), torch.repeat_interleave(counts, output_size=rows))
+from models.moe.products import Product, QuantisedExperts, Rows
+from models.parameters import Declaration, declare_experts
+from models.products import Line
 
 
 class _Up(nn.Module):
     """H to F of every expert (gate rows, then up rows, of one expert after the other): weight [held * rows, H]."""
 
-    def __init__(self, config: ModelConfig, layers: Layers, product: Product) -> None:
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
         experts, rows = config.moe.experts, (config.expert_width,) * (2 if config.gated else 1)
-        self.held, self._product = layers.experts.share(experts), product
+        self.held = layers.experts.share(experts)
         place = {"experts": experts, "first": layers.experts.rank * self.held, "held": self.held}
         cut = {"degree": layers.degree, "rank": layers.rank}
         count = self.held * sum(rows) // layers.degree
@@ -48,19 +33,21 @@ class _Up(nn.Module):
         if config.bias:
             self.bias = nn.Parameter(torch.empty(count, dtype=layers.dtype))
             declare_experts(self.bias, rows=rows, **place, **cut)
+        outputs = Line.of(Declaration((sum(rows),), 0, rows, layers.degree, layers.rank, 0.0), 0)
+        self._product = _product(config, layers, "up", (_line(config.hidden_size), outputs))
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
-        y = self._product(x, self.weight.view(self.held, -1, x.shape[-1]).transpose(1, 2), rows.ends)
+        y = self._product(x, self.weight.view(self.held, -1, x.shape[-1]).transpose(1, 2), rows)
         return y if self.bias is None else y + self.bias.view(self.held, -1)[rows.expert]
 
 
 class _Down(nn.Module):
     """F to H of every expert, stored as its transpose: weight [held * F, H]."""
 
-    def __init__(self, config: ModelConfig, layers: Layers, product: Product) -> None:
+    def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
         experts, width, hidden = config.moe.experts, config.expert_width, config.hidden_size
-        self.held, self._layers, self._product = layers.experts.share(experts), layers, product
+        self.held, self._layers = layers.experts.share(experts), layers
         place = {"experts": experts, "first": layers.experts.rank * self.held, "held": self.held}
         cut = {"degree": layers.degree, "rank": layers.rank}
         self.weight = nn.Parameter(torch.empty(self.held * width // layers.degree, hidden, dtype=layers.dtype))
@@ -69,9 +56,11 @@ class _Down(nn.Module):
         if config.bias:
             self.bias = nn.Parameter(torch.empty(self.held * hidden, dtype=layers.dtype))
             declare_experts(self.bias, rows=(hidden,), **place)
+        inputs = Line.of(Declaration((width,), 0, (width,), layers.degree, layers.rank, 0.0), 0)
+        self._product = _product(config, layers, "down", (inputs, _line(hidden)))
 
     def forward(self, x: Tensor, rows: Rows) -> Tensor:
-        y = self._product(x, self.weight.view(self.held, x.shape[-1], -1), rows.ends)
+        y = self._product(x, self.weight.view(self.held, x.shape[-1], -1), rows)
         if self.bias is None:
             return y
         # every rank of the tensor axis adds its part of the bias, since their sum follows
@@ -83,32 +72,27 @@ class Experts(nn.Module):
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
-        product = Product(config.moe.product)
-        self.up, self.down = _Up(config, layers, product), _Down(config, layers, product)
+        self.up, self.down = _Up(config, layers), _Down(config, layers)
         self.activation = ACTIVATION_FUNCTIONS[config.activation]
 
-    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
-        """x: [N, H] sorted by expert; counts: int64 [held], rows of each expert, that sum to N. Returns [N, H], over the tensor
-        axis in parts that the caller sums."""
-        rows = Rows.of(counts, x.shape[0])
+    def forward(self, x: Tensor, counts: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """x: [N, H] sorted by expert; counts: int64 [held], rows of each expert, that sum to N; tokens: see `Rows`. Returns
+        [N, H], over the tensor axis in parts that the caller sums."""
+        rows = Rows.of(counts, x.shape[0], tokens)
         return self.down(self.activation(self.up(x, rows)), rows)
 
 
-class Product:
-    """Rows of x [N, I] of each expert times its matrix [I, O] -> [N, O].
+def _line(width: int) -> Line:
+    return Line(((0, 0, width),), width)
 
-    grouped: one call for all experts. loop: one product an expert, the reference, for widths too that are no multiple of 16
-    bytes.
-    """
 
-    def __init__(self, kind: str) -> None:
-        self.loop = kind == "loop"
-
-    def __call__(self, x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
-        if not self.loop:
-            return F.grouped_mm(x, matrices, offs=ends)
-        parts, begin = [], 0
-        for matrix, end in zip(matrices, ends.tolist(), strict=True):
-            parts.append(x[begin:end] @ matrix)
-            begin = end
-        return torch.cat(parts)
+def _product(config: ModelConfig, layers: Layers, name: str, lines: tuple[Line, Line]) -> Product | QuantisedExperts:
+    """The product of a layer's experts, `up` or `down`. lines: inputs and outputs of one expert."""
+    plain = Product(config.moe.product)
+    if not layers.products.quantised:
+        return plain
+    experts = config.moe.experts
+    first = layers.experts.rank * layers.experts.share(experts)
+    axes = layers.product_axes("outputs" if name == "up" else "inputs")
+    place = f"{layers.name}.{name}"
+    return QuantisedExperts(plain, layers.products, layers.clock.seed, place, lines, axes, first, experts)

@@ -24,9 +24,9 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self._layers = layers
         self.router = Router(config.moe, layers, config.hidden_size, layer, std=config.init_std)
-        self.experts = Experts(config, layers)
+        self.experts = Experts(config, layers.within("experts"))
         shared = config.moe.shared_experts * config.expert_width
-        self.shared = FeedForward(config, layers, shared) if shared else None
+        self.shared = FeedForward(config, layers.within("shared"), shared) if shared else None
         self.shared_gate = _Gate(config, layers) if config.moe.shared_gate else None
 
     def forward(self, x: Tensor, first_sample: int) -> Tensor:
@@ -36,16 +36,16 @@ class MixtureOfExperts(nn.Module):
         sort = _Sort(experts, kept, self.router.config.experts)
         axis = self._layers.experts
         sent = axis.send(sort.spread(tokens), sort.counts)
-        always = self._shared(x)  # while the tokens travel
+        always = self._shared(x, first_sample)  # while the tokens travel
         rows, counts = sent.arrived()
         results = sent.back(self.experts(rows, counts))
         y = self._layers.leave(sort.combine(results, weights).view_as(whole))
         return y if always is None else y + always
 
-    def _shared(self, x: Tensor) -> Tensor | None:
+    def _shared(self, x: Tensor, first_sample: int) -> Tensor | None:
         if self.shared is None:
             return None
-        y = self.shared(x)
+        y = self.shared(x, first_sample)
         return y if self.shared_gate is None else y * self.shared_gate(x)
 
 

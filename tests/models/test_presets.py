@@ -92,7 +92,7 @@ ROUNDED = {
 }
 # theirs has 32 relative position biases a head in each stack, in whose place positions are rotary
 T5 = {"t5_v1_1_small": 76_961_152, "t5_v1_1_base": 247_577_856}
-OWN = {"llama_1b": 1_104_218_112, "tiny": 3_475_712, "moe_tiny": 10_520_832, "t5_tiny": 4_000_768}
+OWN = {"llama_1b": 1_104_218_112, "tiny": 3_672_320, "moe_tiny": 10_520_832, "t5_tiny": 4_000_768}
 TOKENIZER_SIZE = 1024  # stands in where a preset takes the tokenizer's
 
 

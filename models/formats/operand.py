@@ -1,0 +1,82 @@
+"""An operand of a product on its way through memory, autograd and the wire: as it was, or in a block format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.formats.names import FORMATS, Format
+from models.formats.quantize import Draw, quantize
+from models.formats.random import bits
+from models.formats.tensor import MXTensor
+from models.formats.whole import WHOLE, quantize_whole
+
+Largest = Callable[[Tensor, bool], Tensor]
+"""(magnitudes that this process knows, whether of the whole tensor) -> what all processes with parts of it agree on."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """tensors: a plain tensor alone, or elements, scales and, of NVFP4, the tensor's scale, as `MXTensor` has them. layout:
+    what else an MXTensor says of them, (format, dim, square); None for a plain tensor."""
+
+    tensors: tuple[Tensor, ...]
+    layout: tuple[Format, int, bool] | None = None
+
+    @staticmethod
+    def of(found: MXTensor) -> Operand:
+        """From a tensor in a block format."""
+        whole = () if found.tensor_scale is None else (found.tensor_scale,)
+        return Operand((found.elements, found.scales, *whole), (found.format, found.dim, found.square))
+
+    def values(self, dtype: torch.dtype) -> Tensor:
+        """What it stands for."""
+        if self.layout is None:
+            return self.tensors[0].to(dtype)
+        elements, scales, *whole = self.tensors
+        format, dim, square = self.layout
+        return MXTensor(elements, scales, format, dim, square, whole[0] if whole else None).dequantize(dtype)
+
+    def gathered(self, gather: Callable[[Tensor, int], Tensor]) -> Operand:
+        """The whole of what this is a share of along the tensor's dim 0. gather: (share, along which dim of it) -> whole."""
+        if self.layout is None:
+            return Operand((gather(self.tensors[0], 0),))
+        elements, scales, *whole = self.tensors
+        format, dim, _ = self.layout
+        last = elements.ndim - 1  # where the blocked dimension lies
+        if dim == 0:
+            agreed = not format.block  # one scale for all shares
+            return replace(self, tensors=(gather(elements, last), scales if agreed else gather(scales, last), *whole))
+        return replace(self, tensors=(gather(elements, 0), gather(scales, 0), *whole))
+
+
+def operand(
+    x: Tensor,
+    format: str,
+    dim: int,
+    *,
+    scale: str,
+    scope: str,
+    rounding: str,
+    square: bool,
+    drawn: tuple[Tensor, tuple[Tensor, ...]] | None,
+    largest: Largest,
+) -> Operand:
+    """x in a format, blocks (or rows, or the whole tensor) along `dim`.
+
+    scale: rule of MX formats. scope: of fp8. drawn: key and places (int64 [extent] for every dimension) of stochastic
+    rounding.
+    """
+    draw = None if drawn is None else Draw(drawn[0], places=drawn[1])
+    if format in WHOLE:
+        random = None if draw is None else bits(draw.key, draw.index(x.shape, x.device))
+        agreed = lambda amax: largest(amax, scope == "tensor")  # noqa: E731
+        return Operand.of(quantize_whole(x, format, dim, scope, rounding, random=random, largest=agreed))
+    if FORMATS[format].scale == "e8m0":
+        return Operand.of(quantize(x, format, dim, scale, rounding, square=square, draw=draw))
+    magnitudes = x.to(torch.float32).abs()
+    amax = largest(torch.where(magnitudes.isfinite(), magnitudes, 0.0).amax(), True)
+    return Operand.of(quantize(x, format, dim, "floor", rounding, square=square, draw=draw, whole_amax=amax))

@@ -1,0 +1,241 @@
+"""The products of a linear layer: plain, or with operands in block formats, in forward and in backward.
+
+A quantised product keeps for backward not its activations but what the weight gradient will read of them: their elements and
+scales along the tokens. Operands are quantised where they lie, and where sequence parallelism gathers them, that is what
+travels. Values are exact in bfloat16, so a product of them in bfloat16 with float32 sums is the format's own product.
+
+Shapes: S sequence, B batch, K inputs, N outputs; x [S, B, K], or [T, K] of tokens in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.formats.hadamard import random_signs, rotate
+from models.formats.operand import Operand, operand
+from models.parameters import Declaration
+from models.precision import ProductConfig, ProductsConfig
+from models.random import key_tensor, stream_key
+
+SAMPLE = 40
+"""Bits of a place in a sample: the samples before it take the bits above."""
+
+
+class Product(Protocol):
+    """x [..., K], weight [N, K], bias [N] or None, global index of the first sample -> [..., N]."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, first_sample: int | Tensor) -> Tensor: ...
+
+
+def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None, first_sample: int | Tensor) -> Tensor:
+    """In the dtype of the operands."""
+    return F.linear(x, weight, bias)
+
+
+class Axes(Protocol):
+    """How the operands of a product are cut over processes."""
+
+    def positions(self, length: int) -> Tensor:
+        """Global positions int64 [S] of the rows of x."""
+
+    def positions_out(self, length: int) -> Tensor:
+        """Of the rows of the product."""
+
+    def largest(self, amax: Tensor, over: str) -> Tensor:
+        """Elementwise largest of magnitudes on the ranks that hold other parts along `over`: inputs, outputs, tokens (of x),
+        rows (of the product), or tensor for all that hold parts of the same tensor."""
+
+    def gather(self, x: Tensor, dim: int) -> Tensor:
+        """Shares of a sequence along `dim`, of x as the product gets it -> whole."""
+
+    def scatter(self, gradient: Tensor) -> Tensor:
+        """Gradients of the whole sequence [S, B, K] -> their sum over the ranks that gathered, each its share."""
+
+
+class WholeAxes:
+    """One process: nothing is cut."""
+
+    def positions(self, length: int) -> Tensor:
+        return torch.arange(length)
+
+    def positions_out(self, length: int) -> Tensor:
+        return self.positions(length)
+
+    def largest(self, amax: Tensor, over: str) -> Tensor:
+        return amax
+
+    def gather(self, x: Tensor, dim: int) -> Tensor:
+        return x
+
+    def scatter(self, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where the local rows or columns of a weight stand in the whole one. slabs: (first here, first there, count)."""
+
+    slabs: tuple[tuple[int, int, int], ...]
+    total: int
+
+    @staticmethod
+    def of(declared: Declaration, dim: int) -> Line:
+        """Of dim 0, the outputs, or dim 1, the inputs."""
+        total = declared.shape[dim]
+        return Line(tuple(declared.slabs()) if declared.dim == dim else ((0, 0, total),), total)
+
+    def places(self, device: torch.device) -> Tensor:
+        """int64 [count]."""
+        return torch.cat([torch.arange(there, there + count, device=device) for _, there, count in self.slabs])
+
+
+class Quantiser:
+    """Operands of one layer's products in their formats. name: of the layer, which random numbers are a function of, with the
+    seed. inputs, outputs: of its weight."""
+
+    def __init__(self, config: ProductsConfig, seed: int, name: str, inputs: Line, outputs: Line, axes: Axes) -> None:
+        self.config, self.axes, self.inputs, self.outputs = config, axes, inputs, outputs
+        self._keys = {key: key_tensor(stream_key(seed, "rounding", name, *key)) for key in _drawn(config)}
+        self._signs = {
+            product: random_signs(stream_key(seed, "hadamard", name, product), getattr(config, product).hadamard_size)
+            for product in ("forward", "input_gradient", "weight_gradient")
+            if getattr(config, product).hadamard == "random"
+        }
+
+    def operand(
+        self,
+        x: Tensor,
+        dim: int,
+        product: str,
+        role: str,
+        over: str,
+        places: Callable[[], tuple[Tensor, ...]],
+    ) -> Operand:
+        """x along `dim` for a product, as its activation, weight or gradient. over: see `Axes.largest`; places: int64 [extent]
+        of every dimension, whose sum is where an element stands in the whole model's tensor."""
+        chosen: ProductConfig = getattr(self.config, product)
+        format: str = getattr(chosen, role)
+        rounding = chosen.gradient_rounding if role == "gradient" else chosen.rounding
+        if chosen.hadamard != "off":
+            signs = self._signs.get(product)
+            x = rotate(x, dim, chosen.hadamard_size, None if signs is None else signs.to(x.device))
+        if format == "none":
+            return Operand((x,))
+        drawn = None
+        if rounding == "stochastic":
+            drawn = self._keys[product, role].to(x.device), places()
+        return operand(
+            x,
+            format,
+            dim,
+            scale=self.config.scale,
+            scope=self.config.fp8_scale,
+            rounding=rounding,
+            square=self.config.square_weights and role == "weight",
+            drawn=drawn,
+            largest=lambda amax, whole: self.axes.largest(amax, "tensor" if whole else over),
+        )
+
+
+class QuantisedProduct:
+    """The three products of a linear layer. declared: of its weight [N, K]."""
+
+    def __init__(self, config: ProductsConfig, seed: int, name: str, declared: Declaration, axes: Axes) -> None:
+        self.axes, self.inputs, self.outputs = axes, Line.of(declared, 1), Line.of(declared, 0)
+        self._quantiser = Quantiser(config, seed, name, self.inputs, self.outputs, axes)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, first_sample: int | Tensor) -> Tensor:
+        learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        y = _Linear.apply(x, weight, first_sample, self) if learning else self.multiply(x, weight, first_sample)
+        return y if bias is None else y + bias
+
+    def multiply(self, x: Tensor, weight: Tensor, first_sample: int | Tensor) -> Tensor:
+        """Forward: [S, B, K] x [N, K] -> [S, B, N]."""
+        activation = self._activations(x, -1, "forward", first_sample).gathered(self.axes.gather)
+        weights = self._weights(weight, -1, "forward", first_sample)
+        return F.linear(activation.values(x.dtype), weights.values(x.dtype))
+
+    def for_input(self, gradient: Tensor, weight: Tensor, first_sample: int | Tensor) -> Tensor:
+        """Gradient of x, of the whole sequence: [S, B, N] x [N, K] -> [S, B, K]."""
+        gradients = self._gradients(gradient, -1, "input_gradient", first_sample).values(gradient.dtype)
+        weights = self._weights(weight, 0, "input_gradient", first_sample).values(gradient.dtype)
+        return gradients @ weights
+
+    def keep(self, x: Tensor, first_sample: int | Tensor) -> Operand:
+        """What the gradient of the weight will need of x."""
+        return self._activations(x, 0, "weight_gradient", first_sample)
+
+    def for_weight(self, gradient: Tensor, kept: Operand, first_sample: int | Tensor) -> Tensor:
+        """Gradient of the weight: [S, B, N] x [S, B, K] -> [N, K]."""
+        gradients = self._gradients(gradient, 0, "weight_gradient", first_sample).values(gradient.dtype)
+        activation = kept.gathered(self.axes.gather).values(gradient.dtype)
+        return gradients.flatten(0, -2).t() @ activation.flatten(0, -2)
+
+    def _activations(self, x: Tensor, dim: int, product: str, first_sample: int | Tensor) -> Operand:
+        def places() -> tuple[Tensor, ...]:
+            return _token_places(x, self.axes.positions(x.shape[0]), self.inputs, first_sample)
+
+        return self._quantiser.operand(x, dim, product, "activation", "tokens" if dim == 0 else "inputs", places)
+
+    def _gradients(self, gradient: Tensor, dim: int, product: str, first_sample: int | Tensor) -> Operand:
+        def places() -> tuple[Tensor, ...]:
+            return _token_places(gradient, self.axes.positions_out(gradient.shape[0]), self.outputs, first_sample)
+
+        return self._quantiser.operand(gradient, dim, product, "gradient", "rows" if dim == 0 else "outputs", places)
+
+    def _weights(self, weight: Tensor, dim: int, product: str, first_sample: int | Tensor) -> Operand:
+        def places() -> tuple[Tensor, ...]:
+            rows, columns = self.outputs.places(weight.device), self.inputs.places(weight.device)
+            # another rounding in every step, the same on all that compute the same samples
+            return rows * self.inputs.total + (first_sample << SAMPLE), columns
+
+        return self._quantiser.operand(weight, dim, product, "weight", "outputs" if dim == 0 else "inputs", places)
+
+
+def _token_places(x: Tensor, positions: Tensor, line: Line, first_sample: int | Tensor) -> tuple[Tensor, ...]:
+    """For [S, B, features]: a sample's number stands above what is within it."""
+    positions = positions.to(x.device) * line.total
+    samples = (torch.arange(x.shape[1], device=x.device) + first_sample) << SAMPLE
+    return positions, samples, line.places(x.device)
+
+
+class _Linear(torch.autograd.Function):
+    """x [..., K], weight [N, K] -> [..., N], quantised in all three products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, first_sample: int | Tensor, product: QuantisedProduct) -> Tensor:
+        kept = product.keep(x, first_sample)
+        ctx.product, ctx.kept = product, replace(kept, tensors=())
+        ctx.first_sample = first_sample
+        ctx.save_for_backward(weight, *kept.tensors)
+        return product.multiply(x, weight, first_sample)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        product, first_sample = ctx.product, ctx.first_sample
+        weight, *kept = ctx.saved_tensors
+        for_input = for_weight = None
+        if ctx.needs_input_grad[0]:
+            for_input = product.axes.scatter(product.for_input(gradient, weight, first_sample))
+        if ctx.needs_input_grad[1]:
+            for_weight = product.for_weight(gradient, replace(ctx.kept, tensors=tuple(kept)), first_sample)
+        return for_input, for_weight, None, None
+
+
+def _drawn(config: ProductsConfig) -> list[tuple[str, str]]:
+    """Operands that are rounded at random, by product and role."""
+    found = []
+    for name in ("forward", "input_gradient", "weight_gradient"):
+        product: ProductConfig = getattr(config, name)
+        for role, format in (("activation", product.activation), ("weight", product.weight)):
+            if format != "none" and product.rounding == "stochastic":
+                found.append((name, role))
+        if product.gradient != "none" and product.gradient_rounding == "stochastic":
+            found.append((name, "gradient"))
+    return found
