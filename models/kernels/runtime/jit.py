@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 # Products and sums are rounded one by one, as the interpreter and the references round them: a kernel that must equal its
@@ -41,6 +42,20 @@ class _Kernel(JITFunction):
 
 
 _Kernel.__name__ = "JITFunction"  # Triton's cache tells functions among constants by this name
+
+
+@lru_cache
+def _interpreted(function: Callable) -> InterpretedFunction:
+    return InterpretedFunction(function)
+
+
+def _interpret(function: JITFunction, *arguments: Any, **keywords: Any) -> Any:
+    """A call of Triton's own functions (`tl.max` and the like), which were made for compilers when Triton was imported, from
+    within an interpreted kernel."""
+    return _interpreted(function.fn)(*arguments, **keywords)
+
+
+JITFunction.__call__ = _interpret
 
 
 def kernel(function: Callable) -> Any:

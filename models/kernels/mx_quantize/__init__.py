@@ -1,0 +1,1 @@
+"""Into MX and back, fused."""
