@@ -22,12 +22,26 @@ from triton.runtime.jit import JITFunction
 _FOR_COMPILERS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 
 
+@lru_cache(maxsize=None)
+def _interpreted(function: Callable) -> Any:
+    return InterpretedFunction(function)
+
+
+def _called(self: JITFunction, *arguments: Any, **keywords: Any) -> Any:
+    return _interpreted(self.fn)(*arguments, **keywords)
+
+
+# Triton's own functions (tl.sum, tl.max) are compiled ones unless Triton was told at import to interpret all; a call from outside
+# of the compiler is an error to them, so whoever calls one here is interpreted.
+JITFunction.__call__ = _called  # type: ignore[method-assign]
+
+
 class _Kernel(JITFunction):
     """A Triton function, or one that others call."""
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: Callable, interpreted: Callable | None = None) -> None:
         super().__init__(function)
-        self._interpreted = InterpretedFunction(function)
+        self._interpreted = InterpretedFunction(interpreted or function)
 
     def run(self, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
         if any(torch.is_tensor(value) and value.is_cuda for value in (*arguments, *keywords.values())):
@@ -61,3 +75,9 @@ JITFunction.__call__ = _interpret
 def kernel(function: Callable) -> Any:
     """Like `triton.jit`, and launched like it: `function[grid](…)`; with tensors on CPU it is interpreted."""
     return _Kernel(function)
+
+
+def kernel_interpreted_as(interpreted: Callable) -> Callable[[Callable], Any]:
+    """Like `kernel`, for what a GPU does in one instruction and the interpreter does wrong: there `interpreted` stands in,
+    which gives the same bits."""
+    return lambda function: _Kernel(function, interpreted)

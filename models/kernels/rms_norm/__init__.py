@@ -1,0 +1,41 @@
+"""RMSNorm over the last dim, alone or of a residual stream that a branch is added to."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from models.kernels import elsewhere
+from models.kernels.registry import Kernel
+from models.kernels.rms_norm import reference
+from models.kernels.row_norm import refuses, row_norm
+
+KERNEL = Kernel(
+    "rms_norm",
+    serves={"triton": refuses, "liger": elsewhere.on_gpus, "apex": elsewhere.on_gpus},
+    elsewhere=("liger", "apex"),
+    compiled="reference",
+)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, kernels: str = "auto") -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight over the last dim (arXiv 1910.07467).
+
+    x: [..., N], any strides; weight: [N]. Computed in float32 (float64 for float64), returned in the dtype of x. kernels: of
+    `registry.CHOICES`.
+    """
+    chosen = KERNEL.choose(kernels, x)
+    if chosen == "reference":
+        return reference.rms_norm(x, weight, eps)
+    if chosen in elsewhere.PACKAGES:
+        return elsewhere.rms_norm(chosen, x, weight, eps)
+    return row_norm(x, None, weight, None, eps, False)[0]
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, kernels: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """(normed, stream) of stream = x + residual, both of the shape and dtype of x; gradients of both reach x and residual."""
+    if KERNEL.choose(kernels, x) == "triton":
+        return row_norm(x, residual, weight, None, eps, False)[:2]
+    stream = x + residual
+    return rms_norm(stream, weight, eps, kernels), stream

@@ -1,0 +1,105 @@
+"""Squared ReLU: 4 bytes an element of bfloat16 forward, 6 backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from models.kernels.runtime.compiling import Compilation
+from models.kernels.runtime.jit import kernel
+from models.kernels.runtime.rounding import rounded
+from models.kernels.runtime.rows import accumulator, piece_of, rows_of, triton_type
+
+
+@kernel
+def _forward(
+    x,
+    y,
+    rows,
+    inner,
+    outer_stride,
+    inner_stride,
+    WIDTH: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    pieces: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    row = (tl.program_id(0) // pieces).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)[None, :]
+    mask = (row < rows) & (column < WIDTH)
+    place = row // inner * outer_stride + row % inner * inner_stride + column
+    value = tl.load(x + place, mask=mask, other=0.0).to(ACC)
+    value = tl.where(value <= 0, 0.0, value)  # NaN stays
+    tl.store(y + row * WIDTH + column, rounded(value * value, y.dtype.element_ty), mask=mask)
+
+
+@kernel
+def _backward(
+    upstream,
+    x,
+    for_x,
+    rows,
+    inner,
+    outer_stride,
+    inner_stride,
+    WIDTH: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    pieces: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    row = (tl.program_id(0) // pieces).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)[None, :]
+    mask = (row < rows) & (column < WIDTH)
+    place = row // inner * outer_stride + row % inner * inner_stride + column
+    value = tl.load(x + place, mask=mask, other=0.0).to(ACC)
+    coming = tl.load(upstream + row * WIDTH + column, mask=mask, other=0.0).to(ACC)
+    found = tl.where(value <= 0, 0.0, 2 * value * coming)
+    tl.store(for_x + row * WIDTH + column, rounded(found, for_x.dtype.element_ty), mask=mask)
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """x [..., F] -> the same."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _launch(_forward, (), x, y)
+    return y
+
+
+def squared_relu_backward(upstream: Tensor, x: Tensor) -> Tensor:
+    """Gradient of x."""
+    for_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _launch(_backward, (upstream.contiguous(),), x, for_x)
+    return for_x
+
+
+def _launch(function: triton.JITFunction, before: tuple, x: Tensor, target: Tensor) -> None:
+    width, layout = x.shape[-1], rows_of(x)
+    tile = piece_of(width)
+    if x.numel():
+        function[(triton.cdiv(layout.count, tile.rows) * triton.cdiv(width, tile.block),)](
+            *before,
+            layout.x,
+            target,
+            layout.count,
+            *layout.places,
+            WIDTH=width,
+            ACC=triton_type(accumulator(x.dtype)),
+            ROWS=tile.rows,
+            BLOCK=tile.block,
+            num_warps=tile.warps,
+        )
+
+
+def compilations() -> Iterator[Compilation]:
+    """bfloat16 at a model's width."""
+    names = {"upstream": "*bf16", "x": "*bf16", "y": "*bf16", "for_x": "*bf16", "rows": "i32", "inner": "i32"}
+    names |= {"outer_stride": "i32", "inner_stride": "i32"}
+    tile = piece_of(14336)
+    constants = {"WIDTH": 14336, "ACC": tl.float32, "ROWS": tile.rows, "BLOCK": tile.block}
+    for function in (_forward, _backward):
+        yield Compilation(function, names, constants, tile.warps, ("outer_stride", "inner_stride"))
