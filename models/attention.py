@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from models.config import ModelConfig, RopeScaling
 from models.core import CoreSpec, Spans, positions_of, take_spans
 from models.feedforward import residual_std
-from models.functions import rms_norm, rotate, split_and_rotate
+from models.kernels.rms_norm import rms_norm
+from models.kernels.rotary import rotate, split_and_rotate
 from models.layers import Layers
 from models.parameters import declare
 from models.random import key_tensor, stream_key
@@ -76,15 +77,15 @@ class Attention(nn.Module):
     def _heads(self, qkv: Tensor, first_sample: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[S, B, (A + 2 G) D] -> query [S, B, A, D], key and value [S, B, G, D], normed and rotated."""
         width = self.config.head_width
-        table = self._rotation(qkv, first_sample)
+        table, kernels = self._rotation(qkv, first_sample), self._layers.kernels
         if table is not None and self.query_norm is None:
-            return split_and_rotate(qkv, self.heads, self.kv_heads, *table)
+            return split_and_rotate(qkv, self.heads, self.kv_heads, *table, kernels)
         parts = qkv.unflatten(-1, (-1, width)).split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
         query, key, value = parts
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if table is not None:
-            query, key = rotate(query, *table), rotate(key, *table)
+            query, key = rotate(query, *table, kernels), rotate(key, *table, kernels)
         return query, key, value
 
     def _core(self, query: Tensor, key: Tensor, value: Tensor, first_sample: int | Tensor) -> Tensor:
@@ -101,7 +102,7 @@ class _HeadNorm(nn.Module):
         self.weight = layers.replicated(nn.Parameter(torch.empty(width, dtype=layers.dtype)), constant=1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self._layers.use_in_heads(self.weight), self.eps)
+        return rms_norm(x, self._layers.use_in_heads(self.weight), self.eps, self._layers.kernels)
 
 
 class _WholeNorm(nn.Module):
@@ -121,7 +122,7 @@ class _WholeNorm(nn.Module):
         """x: [S, B, share of heads, D] -> the same."""
         flat = x.flatten(-2)
         if self._layers.degree == 1:
-            return rms_norm(flat, self.weight, self.eps).view_as(x)
+            return rms_norm(flat, self.weight, self.eps, self._layers.kernels).view_as(x)
         wide = flat.float()
         squares = self._layers.sum_over_tensor(wide.square().sum(-1, keepdim=True))
         return (wide * (squares / self.size + self.eps).rsqrt() * self.weight).to(x.dtype).view_as(x)

@@ -12,7 +12,7 @@ from models.moe.config import MoEConfig
 
 NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rotary", "none")
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu", "geglu_tanh")
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "squared_relu", "swiglu", "geglu", "geglu_tanh", "polynorm")
 KERNELS = ("dense", "varlen")
 GATED = ("swiglu", "geglu", "geglu_tanh")
 
@@ -90,7 +90,8 @@ class ModelConfig:
     norm_eps: float = 1e-5
     """Added to the variance inside the norms."""
     activation: str = "swiglu"
-    """gelu, gelu_tanh, relu, squared_relu, or the gated swiglu, geglu and geglu_tanh."""
+    """gelu, gelu_tanh, relu, squared_relu, polynorm (normed powers with learned weights, arXiv 2411.03884), or the gated
+    swiglu, geglu and geglu_tanh."""
     bias: bool = False
     """Biases in all linear layers, and in LayerNorm."""
     qkv_bias: bool = False
@@ -216,6 +217,11 @@ class ModelConfig:
     def _check_experts(self) -> None:
         if not self.moe.experts:
             return
+        if self.activation == "polynorm":
+            raise ModelError(
+                f"model.activation=polynorm: has weights of its own, which experts (model.moe.experts={self.moe.experts}) "
+                "do not carry; choose another activation or a model without experts"
+            )
         if not any(self.has_experts(layer) for layer in range(self.layers)):
             raise ModelError(
                 f"model.moe.first_dense={self.moe.first_dense}, every={self.moe.every}: leave none of "
@@ -317,7 +323,8 @@ def _count(config: ModelConfig, experts: int) -> int:
 
 def _count_feed_forward(config: ModelConfig, width: int) -> int:
     up = width * (2 if config.gated else 1)
-    return config.hidden_size * (up + width) + (up + config.hidden_size if config.bias else 0)
+    own = 4 if config.activation == "polynorm" else 0  # a weight for each of three powers, and a bias
+    return config.hidden_size * (up + width) + (up + config.hidden_size if config.bias else 0) + own
 
 
 def _count_experts(config: ModelConfig, experts: int) -> int:

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.core import AttentionCore, CoreSpec, Spans
-from models.functions import rms_norm
+from models.kernels.layer_norm import layer_norm
+from models.kernels.rms_norm import rms_norm
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
 from models.parameters import Declaration, declaration, declare
@@ -33,10 +34,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Layers(Protocol):
     """A factory of layers. Column layers cut their outputs over the tensor axis, row layers their inputs.
 
-    products: what the products of linear layers are quantised to; name: of the part of the model that asks.
+    kernels: what computes what lies between products, of `models.kernels.registry.CHOICES`; products: what the products of
+    linear layers are quantised to; name: of the part of the model that asks.
     """
 
     dtype: torch.dtype
+    kernels: str
     products: ProductsConfig
     name: str
     clock: Clock
@@ -141,9 +144,10 @@ class PlainLayers(Named):
         self,
         dtype: torch.dtype = torch.float32,
         clock: Clock | None = None,
+        kernels: str = "auto",
         products: ProductsConfig = UNQUANTISED,
     ) -> None:
-        self.dtype, self.products = dtype, products
+        self.dtype, self.kernels, self.products = dtype, kernels, products
         self.clock = clock or Clock(0)
         self.routing = Routing()
         self.experts: ExpertAxis = LocalExperts()
@@ -278,12 +282,12 @@ class Head(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last dim, in float32 (torch's kernels accumulate so); keeps the input's dtype."""
+    """LayerNorm or RMSNorm over the last dim, in float32; keeps the input's dtype."""
 
     def __init__(self, layers: Layers, kind: str, size: int, eps: float, *, bias: bool) -> None:
         super().__init__()
         self.kind, self.eps, self.size = kind, eps, size
-        self._use = layers.use
+        self._use, self._kernels = layers.use, layers.kernels
         self.weight = layers.replicated(nn.Parameter(torch.empty(size, dtype=layers.dtype)), constant=1.0)
         has_bias = kind == "layernorm" and bias
         self.bias = layers.replicated(nn.Parameter(torch.empty(size, dtype=layers.dtype))) if has_bias else None
@@ -291,8 +295,9 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self._use(self.weight)
         if self.kind == "rmsnorm":
-            return rms_norm(x, weight, self.eps)
-        return F.layer_norm(x, (self.size,), weight, None if self.bias is None else self._use(self.bias), self.eps)
+            return rms_norm(x, weight, self.eps, self._kernels)
+        bias = None if self.bias is None else self._use(self.bias)
+        return layer_norm(x, weight, bias, self.eps, self._kernels)
 
 
 class Dropout(nn.Module):

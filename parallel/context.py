@@ -128,8 +128,15 @@ class AcrossContext:
 class ContextLayers(AcrossContext, PlainLayers):
     """The factory where only the context axis cuts sequences: layers are whole, positions and attention are not."""
 
-    def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock, products: ProductsConfig = UNQUANTISED) -> None:
-        super().__init__(dtype, clock, products)
+    def __init__(
+        self,
+        mesh: Mesh,
+        dtype: torch.dtype,
+        clock: Clock,
+        kernels: str = "auto",
+        products: ProductsConfig = UNQUANTISED,
+    ) -> None:
+        super().__init__(dtype, clock, kernels, products)
         self._mesh, self._cut = mesh, cut_for(mesh)
 
     def spans(self, length: int) -> Spans:

@@ -40,14 +40,18 @@ from parallel.mesh import Mesh
 from parallel.products import MeshAxes
 
 
-def layers_for(mesh: Mesh, dtype: torch.dtype, clock: Clock, products: ProductsConfig = UNQUANTISED) -> Layers:
-    """The factory for a layout: megatron-core's layers where tensor > 1, plain modules where it is 1."""
+def layers_for(
+    mesh: Mesh, dtype: torch.dtype, clock: Clock, kernels: str = "auto", products: ProductsConfig = UNQUANTISED
+) -> Layers:
+    """The factory for a layout: megatron-core's layers where tensor > 1, plain modules where it is 1. kernels, products: see
+    `Layers`."""
     layers: Layers
     if mesh.config.tensor > 1:
-        layers = MegatronLayers(mesh, dtype, clock, products)
+        layers = MegatronLayers(mesh, dtype, clock, kernels, products)
+    elif mesh.config.context > 1:
+        layers = ContextLayers(mesh, dtype, clock, kernels, products)
     else:
-        whole = mesh.config.context == 1
-        layers = PlainLayers(dtype, clock, products) if whole else ContextLayers(mesh, dtype, clock, products)
+        layers = PlainLayers(dtype, clock, kernels, products)
     if mesh.config.expert > 1:
         layers.experts = MeshExperts(mesh)
     return layers
@@ -149,9 +153,16 @@ def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 class MegatronLayers(AcrossContext, Named):
     """Layers cut over the tensor axis of a mesh."""
 
-    def __init__(self, mesh: Mesh, dtype: torch.dtype, clock: Clock, products: ProductsConfig = UNQUANTISED) -> None:
-        self.dtype, self.clock, self._mesh, self._cut = dtype, clock, mesh, cut_for(mesh)
-        self.products = products
+    def __init__(
+        self,
+        mesh: Mesh,
+        dtype: torch.dtype,
+        clock: Clock,
+        kernels: str = "auto",
+        products: ProductsConfig = UNQUANTISED,
+    ) -> None:
+        self.dtype, self.kernels, self.products, self.clock = dtype, kernels, products, clock
+        self._mesh, self._cut = mesh, cut_for(mesh)
         self.routing = Routing()
         self.experts: ExpertAxis = LocalExperts()
         self.group, self.rank, self.degree = mesh.tensor_group, mesh.place.tensor, mesh.config.tensor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.feedforward import ACTIVATION_FUNCTIONS, residual_std
+from models.feedforward import activation_of, residual_std
 from models.layers import Layers
 from models.moe.products import Product, QuantisedExperts, Rows
 from models.parameters import Declaration, declare_experts
@@ -73,7 +73,7 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__()
         self.up, self.down = _Up(config, layers), _Down(config, layers)
-        self.activation = ACTIVATION_FUNCTIONS[config.activation]
+        self.activation = activation_of(config, layers, config.expert_width)
 
     def forward(self, x: Tensor, counts: Tensor, tokens: Tensor | None = None) -> Tensor:
         """x: [N, H] sorted by expert; counts: int64 [held], rows of each expert, that sum to N; tokens: see `Rows`. Returns

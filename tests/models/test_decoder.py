@@ -17,7 +17,7 @@ from models.attention import Attention, rotary_table
 from models.blocks import block_count
 from models.config import ACTIVATIONS, NORMS, POSITIONS, ModelConfig, RopeScaling
 from models.decoder import Decoder, FinalNorm, HeadBlock, initialise_blocks, named_parameters
-from models.functions import rotate
+from models.kernels.rotary import rotate
 from models.layers import PlainLayers, cross_entropy
 from tests.models.helpers import GPT, LLAMA, changed, error, random_decoder, random_tokens, run, weights_of
 

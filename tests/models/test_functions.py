@@ -11,7 +11,9 @@ from torch import Tensor
 
 from models.attention import rotary_table
 from models.config import RopeScaling
-from models.functions import gated, rms_norm, rotate, split_and_rotate
+from models.kernels.gated import gated
+from models.kernels.rms_norm import rms_norm
+from models.kernels.rotary import rotate, split_and_rotate
 
 S, B, HEADS, KV_HEADS, D = 3, 2, 4, 2, 6
 

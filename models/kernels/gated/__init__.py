@@ -24,8 +24,8 @@ KERNELS = {
 def gated(x: Tensor, activation: str, kernels: str = "auto") -> Tensor:
     """activation(gate) * up (arXiv 2002.05202), where x [..., 2F] holds gate and up side by side: [..., F].
 
-    activation: silu (SwiGLU), gelu (by the error function) or gelu_tanh (GEGLU). kernels: of `registry.CHOICES`. Triton computes
-    in float32 (float64 for float64) and rounds once.
+    activation: silu (SwiGLU), gelu (by the error function) or gelu_tanh (GEGLU). kernels: of `registry.CHOICES`. Triton
+    computes in float32 (float64 for float64) and rounds once.
     """
     if activation not in KERNELS:
         raise ModelError(f"activation={activation}: is none of a gated layer; choose one of {', '.join(KERNELS)}")

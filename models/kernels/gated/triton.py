@@ -1,5 +1,5 @@
-"""SwiGLU and GEGLU over gate and up side by side: 6 bytes an element of bfloat16 forward, 10 backward, which are the least there
-can be. Nothing is kept for backward but the input: the activation is computed again."""
+"""SwiGLU and GEGLU over gate and up side by side: 6 bytes an element of bfloat16 forward, 10 backward, which are the least
+there can be. Nothing is kept for backward but the input: the activation is computed again."""
 
 from __future__ import annotations
 

@@ -16,13 +16,16 @@ KERNEL = Kernel("poly_norm", serves={"liger": elsewhere.on_gpus}, elsewhere=("li
 
 
 def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, kernels: str = "auto") -> Tensor:
-    """sum over i = 1, 2, 3 of weight[i - 1] * x^i / sqrt(mean(x^2i) + eps), plus bias (arXiv 2411.03884); means over the last dim.
+    """sum over i = 1, 2, 3 of weight[i - 1] * x^i / sqrt(mean(x^2i) + eps), plus bias; means over the last dim
+    (arXiv 2411.03884).
 
     x: [..., F], any strides; weight: [3]; bias: [1]. Computed in float32 (float64 for float64), returned in the dtype of x.
     kernels: of `registry.CHOICES`.
     """
     if weight.shape != (reference.POWERS,) or bias.shape != (1,):
-        raise ModelError(f"PolyNorm with weights {tuple(weight.shape)} and bias {tuple(bias.shape)}: takes (3,) and (1,)")
+        raise ModelError(
+            f"PolyNorm with weights {tuple(weight.shape)} and bias {tuple(bias.shape)}: takes (3,) and (1,)"
+        )
     chosen = KERNEL.choose(kernels, x)
     if chosen == "reference":
         return reference.poly_norm(x, weight, bias, eps)
@@ -32,7 +35,9 @@ def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, kernels: str 
 
 
 @torch.library.custom_op(
-    "triaxis::poly_norm", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)"
+    "triaxis::poly_norm",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
 )
 def poly_norm_operator(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(y, factors): y contiguous like x [..., F]; factors [rows, 3], float32 (float64 for float64), of each power."""
@@ -52,9 +57,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tens
     mutates_args=(),
     schema="(Tensor upstream, Tensor x, Tensor weight, Tensor factors) -> (Tensor, Tensor, Tensor)",
 )
-def poly_norm_backward(
-    upstream: Tensor, x: Tensor, weight: Tensor, factors: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def poly_norm_backward(upstream: Tensor, x: Tensor, weight: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias, the bias's in the dtype of the weight."""
     from models.kernels.poly_norm.triton import poly_norm_backward
 

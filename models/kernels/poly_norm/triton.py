@@ -159,9 +159,7 @@ def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tens
     return y, factors
 
 
-def poly_norm_backward(
-    upstream: Tensor, x: Tensor, weight: Tensor, factors: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def poly_norm_backward(upstream: Tensor, x: Tensor, weight: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight [3] and bias [1], the latter in the dtype of the weight."""
     layout, tile = rows_of(x), _tile(x.shape[-1])
     for_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -195,7 +193,7 @@ def _tile(width: int) -> Tile:
 
 def compilations() -> Iterator[Compilation]:
     """bfloat16 at a model's width."""
-    names = {name: "*bf16" for name in "upstream x weight bias y for_x".split()}
+    names = dict.fromkeys(["upstream", "x", "weight", "bias", "y", "for_x"], "*bf16")
     names |= {"factors": "*fp32", "shares": "*fp32", "rows": "i32", "inner": "i32"}
     names |= {"outer_stride": "i32", "inner_stride": "i32"}
     tile = _tile(14336)

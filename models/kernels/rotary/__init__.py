@@ -17,8 +17,8 @@ KERNEL = Kernel("rotary", compiled="reference")
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor, kernels: str = "auto") -> Tensor:
     """Turn pairs (i, i + D/2) of x [S, B, heads, D] by their position's angles (arXiv 2104.09864).
 
-    cosine, sine: [S, 1, 1, D] or [S, B, 1, D], both halves filled, the first half of the sine negated; without gradient. kernels:
-    of `registry.CHOICES`.
+    cosine, sine: [S, 1, 1, D] or [S, B, 1, D], both halves filled, the first half of the sine negated; without gradient.
+    kernels: of `registry.CHOICES`.
     """
     if KERNEL.choose(kernels, x) == "reference":
         return reference.rotate(x, cosine, sine)

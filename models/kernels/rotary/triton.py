@@ -62,7 +62,7 @@ def _turn(
 
 
 def turn(x: Tensor, target: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> None:
-    """Write the turned x [S, B, heads, D] to target, which is like it and may be x itself; both have their last dim side by side.
+    """Write the turned x [S, B, heads, D] to target, which is like it and may be x itself; the last dim of both is side by side.
     cosine, sine: [S or 1, B or 1, 1, D]. back: the transpose of the turn."""
     tokens, samples, heads, width = x.shape
     if not x.numel():
@@ -90,8 +90,8 @@ def turn(x: Tensor, target: Tensor, cosine: Tensor, sine: Tensor, back: bool) ->
 
 
 def _tile(heads: int, width: int) -> tuple[int, int, int]:
-    """(heads at a time, columns, warps): heads by a power of two that divides them, so that no thread is idle; 8 elements of each
-    half a thread."""
+    """(heads at a time, columns, warps): heads by a power of two that divides them, so that no thread is idle; 8 elements of
+    each half a thread."""
     tile, block = min(16, max(4, heads & -heads)), max(8, triton.next_power_of_2(width // 2))
     return tile, block, max(1, min(8, tile * block // 256))
 
@@ -99,8 +99,8 @@ def _tile(heads: int, width: int) -> tuple[int, int, int]:
 def compilations() -> Iterator[Compilation]:
     """Query and key heads of models with 40 and 64 of them, in place and back."""
     strides = ("x_token", "x_sample", "x_head", "target_token", "target_sample", "target_head", "table_token")
-    names = {name: "*bf16" for name in ("x", "target", "cosine", "sine")}
-    names |= {name: "i32" for name in (*strides, "batch", "table_sample")}
+    names = dict.fromkeys(("x", "target", "cosine", "sine"), "*bf16")
+    names |= dict.fromkeys((*strides, "batch", "table_sample"), "i32")
     for heads, width, back in ((40, 128, False), (64, 128, True), (12, 64, False)):
         tile, block, warps = _tile(heads, width)
         constants = {"HEADS": heads, "HALF": width // 2, "BACK": back, "ACC": tl.float32, "TILE": tile, "BLOCK": block}

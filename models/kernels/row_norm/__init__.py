@@ -56,8 +56,8 @@ def _(
 def row_norm_backward(
     upstream: Tensor, through: Tensor | None, x: Tensor, weight: Tensor, has_bias: bool, mean: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (or of both x and residual), weight and bias (empty without one). x: what was normed; through: the gradient
-    that reached the stream by another way."""
+    """Gradients of x (or of both x and residual), weight and bias (empty without one). x: what was normed; through: the
+    gradient that reached the stream by another way."""
     from models.kernels.row_norm.triton import norm_backward
 
     return norm_backward(upstream, through, x, weight, has_bias, mean, factor)

@@ -25,6 +25,7 @@ from models.kernels.runtime.rows import accumulator, rows_of, tile_of, triton_ty
 from models.kernels.runtime.shares import MOST as PROGRAMS
 from models.kernels.runtime.shares import add_shares, share_compilations
 
+
 @kernel
 def _forward(
     x,
@@ -218,10 +219,13 @@ def norm_compilations(centred: bool) -> Iterator[Compilation]:
         tile = tile_of(width)
         shared = {"WIDTH": width, "ACC": tl.float32, "ROWS": tile.rows, "BLOCK": tile.block, "CENTRED": centred}
         shared |= {"HAS_BIAS": centred}
-        names = {name: "*bf16" for name in "x residual weight bias y stream upstream through for_x".split()}
-        names |= {name: "*fp32" for name in "mean scale weight_shares bias_shares".split()}
+        names = dict.fromkeys(
+            ["x", "residual", "weight", "bias", "y", "stream", "upstream", "through", "for_x"], "*bf16"
+        )
+        names |= dict.fromkeys(["mean", "scale", "weight_shares", "bias_shares"], "*fp32")
         names |= {"rows": "i32", "inner": "i32", "outer_stride": "i32", "inner_stride": "i32"}
         aligned = ("outer_stride", "inner_stride")
+        depth = stages(tile.rows * tile.block * 2, centred)
         yield Compilation(_forward, names, {**shared, "EPS": 1e-5, "HAS_RESIDUAL": residual}, tile.warps, aligned)
-        yield Compilation(_backward, names, {**shared, "STAGES": stages(tile.rows * tile.block * 2, centred), "HAS_THROUGH": residual}, tile.warps, aligned)
+        yield Compilation(_backward, names, {**shared, "STAGES": depth, "HAS_THROUGH": residual}, tile.warps, aligned)
     yield from share_compilations(4096)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 # Products and sums are rounded one by one, as the interpreter and the references round them: a kernel that must equal its
@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 _FOR_COMPILERS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _interpreted(function: Callable) -> Any:
     return InterpretedFunction(function)
 
@@ -31,8 +31,8 @@ def _called(self: JITFunction, *arguments: Any, **keywords: Any) -> Any:
     return _interpreted(self.fn)(*arguments, **keywords)
 
 
-# Triton's own functions (tl.sum, tl.max) are compiled ones unless Triton was told at import to interpret all; a call from outside
-# of the compiler is an error to them, so whoever calls one here is interpreted.
+# Triton's own functions (tl.sum, tl.max) are compiled ones unless Triton was told at import to interpret all; a call from
+# outside of the compiler is an error to them, so whoever calls one here is interpreted.
 JITFunction.__call__ = _called  # type: ignore[method-assign]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Row r of x begins at (r // inner) * outer_stride + (r % inner) * inner_stride, in elements; its own are side by side.
 
     Two strides reach the heads of a fused query-key-value tensor: one from token to token, one from head to head.
