@@ -62,7 +62,7 @@ def _turn(
 
 
 def turn(x: Tensor, target: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> None:
-    """Write the turned x [S, B, heads, D] to target, which is like it and may be x itself; the last dim of both is side by side.
+    """Write the turned x [S, B, heads, D] to target, which is like it and may be x itself; their last dim has stride 1.
     cosine, sine: [S or 1, B or 1, 1, D]. back: the transpose of the turn."""
     tokens, samples, heads, width = x.shape
     if not x.numel():
