@@ -4,12 +4,15 @@ there can be. Nothing is kept for backward but the input: the activation is comp
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.kernels.mx_output import bits_of, empty_output
+from models.kernels.mx_output.device import store_output
 from models.kernels.runtime.compiling import Compilation
 from models.kernels.runtime.jit import kernel
 from models.kernels.runtime.rounding import rounded
@@ -42,6 +45,8 @@ def _active(gate, ACTIVATION: tl.constexpr):
 def _forward(
     x,
     y,
+    elements,
+    scales,
     rows,
     inner,
     outer_stride,
@@ -51,16 +56,23 @@ def _forward(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    MODE: tl.constexpr,
+    BITS: tl.constexpr,
 ):
     pieces: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
     row = (tl.program_id(0) // pieces).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)[None, :]
+    first = tl.program_id(0) % pieces * BLOCK
+    column = first + tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < WIDTH)
     place = x + row // inner * outer_stride + row % inner * inner_stride + column
     gate = tl.load(place, mask=mask, other=0.0).to(ACC)
     up = tl.load(place + WIDTH, mask=mask, other=0.0).to(ACC)
     value, _ = _active(gate, ACTIVATION)
-    tl.store(y + row * WIDTH + column, rounded(value * up, y.dtype.element_ty), mask=mask)
+    found = rounded(value * up, y.dtype.element_ty)
+    tl.store(y + row * WIDTH + column, found, mask=mask)
+    if ELEMENT != "":
+        store_output(elements, scales, found, row, first, row < rows, WIDTH, ELEMENT, MODE, BITS)
 
 
 @kernel
@@ -92,11 +104,12 @@ def _backward(
     tl.store(target + WIDTH, rounded(coming * value, for_x.dtype.element_ty), mask=mask)
 
 
-def gated(x: Tensor, activation: str) -> Tensor:
-    """x [..., 2F] -> [..., F]."""
+def gated(x: Tensor, activation: str, element: str, mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """x [..., 2F] -> (y [..., F], its elements, its scales)."""
     y = torch.empty(*x.shape[:-1], x.shape[-1] // 2, dtype=x.dtype, device=x.device)
-    _launch(_forward, (), x, (y,), activation)
-    return y
+    output = empty_output(y, element)
+    _launch(_forward, (), x, (y, *output), activation, ELEMENT=element, MODE=mode, BITS=bits_of(element))
+    return y, *output
 
 
 def gated_backward(upstream: Tensor, x: Tensor, activation: str) -> Tensor:
@@ -106,7 +119,9 @@ def gated_backward(upstream: Tensor, x: Tensor, activation: str) -> Tensor:
     return for_x
 
 
-def _launch(function: triton.JITFunction, before: tuple, x: Tensor, after: tuple, activation: str) -> None:
+def _launch(
+    function: triton.JITFunction, before: tuple, x: Tensor, after: tuple, activation: str, **output: Any
+) -> None:
     width, layout = x.shape[-1] // 2, rows_of(x)
     tile = piece_of(width)
     if x.numel():
@@ -122,16 +137,20 @@ def _launch(function: triton.JITFunction, before: tuple, x: Tensor, after: tuple
             ROWS=tile.rows,
             BLOCK=tile.block,
             num_warps=tile.warps,
+            **output,
         )
 
 
 def compilations() -> Iterator[Compilation]:
     """bfloat16 at a model's and at an expert's width."""
     names = {"upstream": "*bf16", "x": "*bf16", "y": "*bf16", "for_x": "*bf16", "rows": "i32", "inner": "i32"}
+    names |= {"elements": "*u8", "scales": "*u8"}
     names |= {"outer_stride": "i32", "inner_stride": "i32"}
     for width, activation in ((14336, "silu"), (14336, "gelu"), (14336, "gelu_tanh"), (768, "silu")):
         tile = piece_of(width)
         constants = {"WIDTH": width, "ACTIVATION": activation, "ACC": tl.float32}
         constants |= {"ROWS": tile.rows, "BLOCK": tile.block}
-        for function in (_forward, _backward):
-            yield Compilation(function, names, constants, tile.warps, ("outer_stride", "inner_stride"))
+        for element in ("", "e4m3", "e3m2", "e2m1") if activation == "silu" else ("",):
+            output = {"ELEMENT": element, "MODE": "rceil", "BITS": bits_of(element)}
+            yield Compilation(_forward, names, {**constants, **output}, tile.warps, ("outer_stride", "inner_stride"))
+        yield Compilation(_backward, names, constants, tile.warps, ("outer_stride", "inner_stride"))

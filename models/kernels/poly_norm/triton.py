@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.kernels.mx_output import bits_of, empty_output
+from models.kernels.mx_output.device import store_output
 from models.kernels.runtime.compiling import Compilation
 from models.kernels.runtime.jit import kernel
 from models.kernels.runtime.rounding import rounded
@@ -28,6 +30,8 @@ def _forward(
     bias,
     y,
     factors,
+    elements,
+    scales,
     rows,
     inner,
     outer_stride,
@@ -37,6 +41,9 @@ def _forward(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    MODE: tl.constexpr,
+    BITS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     there = row < rows
@@ -66,8 +73,10 @@ def _forward(
         mask = there & (column < WIDTH)
         value = tl.load(start + column, mask=mask, other=0.0).to(ACC)
         square = value * value
-        found = shift + one * value + two * square + three * (square * value)
-        tl.store(y + row * WIDTH + column, rounded(found, y.dtype.element_ty), mask=mask)
+        found = rounded(shift + one * value + two * square + three * (square * value), y.dtype.element_ty)
+        tl.store(y + row * WIDTH + column, found, mask=mask)
+        if ELEMENT != "":
+            store_output(elements, scales, found, row, begin, there, WIDTH, ELEMENT, MODE, BITS)
 
 
 @kernel
@@ -135,11 +144,14 @@ def _backward(
         tl.store(for_x + row * WIDTH + column, rounded(found, for_x.dtype.element_ty), mask=mask)
 
 
-def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(y, factors): y like x, factors [rows, 3] what each power was multiplied by."""
+def poly_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, element: str, mode: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, factors, elements, scales): y like x, factors [rows, 3] what each power was multiplied by."""
     layout, tile, acc = rows_of(x), _tile(x.shape[-1]), accumulator(x.dtype)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     factors = y.new_empty(layout.count, 3, dtype=acc)
+    elements, scales = empty_output(y, element)
     if y.numel():
         _forward[(triton.cdiv(layout.count, tile.rows),)](
             layout.x,
@@ -147,6 +159,8 @@ def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tens
             bias,
             y,
             factors,
+            elements,
+            scales,
             layout.count,
             *layout.places,
             WIDTH=x.shape[-1],
@@ -154,9 +168,12 @@ def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tens
             ACC=triton_type(acc),
             ROWS=tile.rows,
             BLOCK=tile.block,
+            ELEMENT=element,
+            MODE=mode,
+            BITS=bits_of(element),
             num_warps=tile.warps,
         )
-    return y, factors
+    return y, factors, elements, scales
 
 
 def poly_norm_backward(upstream: Tensor, x: Tensor, weight: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,11 +211,14 @@ def _tile(width: int) -> Tile:
 def compilations() -> Iterator[Compilation]:
     """bfloat16 at a model's width."""
     names = dict.fromkeys(["upstream", "x", "weight", "bias", "y", "for_x"], "*bf16")
+    names |= {"elements": "*u8", "scales": "*u8"}
     names |= {"factors": "*fp32", "shares": "*fp32", "rows": "i32", "inner": "i32"}
     names |= {"outer_stride": "i32", "inner_stride": "i32"}
     tile = _tile(14336)
     constants = {"WIDTH": 14336, "ACC": tl.float32, "ROWS": tile.rows, "BLOCK": tile.block}
     aligned = ("outer_stride", "inner_stride")
-    yield Compilation(_forward, names, {**constants, "EPS": 1e-5}, tile.warps, aligned)
+    for element in ("", "e4m3", "e2m1"):
+        output = {"ELEMENT": element, "MODE": "rceil", "BITS": bits_of(element)}
+        yield Compilation(_forward, names, {**constants, "EPS": 1e-5, **output}, tile.warps, aligned)
     yield Compilation(_backward, names, constants, tile.warps, aligned)
     yield from share_compilations(4)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from models.formats import MXTensor
 from models.kernels import elsewhere
+from models.kernels.mx_output import check_output, put_together, reference_output
 from models.kernels.registry import Kernel
 from models.kernels.rms_norm import reference
 from models.kernels.row_norm import refuses, row_norm
@@ -28,7 +30,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, kernels: str = "auto") -> Te
         return reference.rms_norm(x, weight, eps)
     if chosen in elsewhere.PACKAGES:
         return elsewhere.rms_norm(chosen, x, weight, eps)
-    return row_norm(x, None, weight, None, eps, False)[0]
+    return row_norm(x, None, weight, None, eps, False, "", "")[0]
 
 
 def add_rms_norm(
@@ -36,6 +38,29 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """(normed, stream) of stream = x + residual, both of the shape and dtype of x; gradients of both reach x and residual."""
     if KERNEL.choose(kernels, x) == "triton":
-        return row_norm(x, residual, weight, None, eps, False)[:2]
+        return row_norm(x, residual, weight, None, eps, False, "", "")[:2]
     stream = x + residual
     return rms_norm(stream, weight, eps, kernels), stream
+
+
+def rms_norm_mx(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    format: str,
+    scale: str = "floor",
+    residual: Tensor | None = None,
+    kernels: str = "auto",
+) -> tuple[Tensor, Tensor, MXTensor]:
+    """(normed, stream, normed in MX), the last bit for bit `quantize(normed, format, -1, scale)`; stream is x + residual, or x.
+
+    format: of `models.formats.names.FORMATS` but nvfp4; scale: of `models.formats.scales.MODES`; N a multiple of 32. Gradients
+    reach x by the first two.
+    """
+    element = check_output(format, scale, x.shape[-1], x.dtype)
+    if KERNEL.choose(kernels, x) == "triton":
+        y, stream, _, _, elements, scales = row_norm(x, residual, weight, None, eps, False, element, scale)
+        return y, x if residual is None else stream, put_together(elements, scales, format)
+    stream = x if residual is None else x + residual
+    y = rms_norm(stream, weight, eps, kernels)
+    return y, stream, reference_output(y, format, scale)

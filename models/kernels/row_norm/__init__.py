@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.kernels.mx_output import empty_output
+
 WIDEST = 8192
 """Elements of a row: beyond, the row, its gradient and the weight's share do not fit into a program's registers backward."""
 
@@ -21,30 +23,46 @@ def refuses(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) ->
 @torch.library.custom_op(
     "triaxis::row_norm",
     mutates_args=(),
-    schema="(Tensor x, Tensor? residual, Tensor weight, Tensor? bias, float eps, bool centred) -> "
-    "(Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor x, Tensor? residual, Tensor weight, Tensor? bias, float eps, bool centred, "
+    "str element, str mode) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def row_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, centred: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x [..., N], with `residual` x + residual, normed over N: (y, stream, mean, factor).
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+    element: str,
+    mode: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x [..., N], with `residual` x + residual, normed over N: (y, stream, mean, factor, elements, scales).
 
     stream: x + residual, in the dtype of x, empty without one. mean, factor: of each row, float32 (float64 for float64), the
     factor is 1 / sqrt(variance + eps); the mean is empty unless `centred`, which LayerNorm is and RMSNorm is not. y is
-    contiguous, of the dtype of x, rounded once.
+    contiguous, of the dtype of x, rounded once. elements, scales: y in MX, of an element of `models.formats.elements` under
+    scales of a mode of `models.formats.scales`; empty where `element` is.
     """
     from models.kernels.row_norm.triton import norm
 
-    return norm(x, residual, weight, bias, eps, centred)
+    return norm(x, residual, weight, bias, eps, centred, element, mode)
 
 
 @row_norm.register_fake
 def _(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, centred: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+    element: str,
+    mode: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     y = x.new_empty(x.shape)
     factor = x.new_empty(y.numel() // y.shape[-1], dtype=_accumulator(x.dtype))
-    return y, y.new_empty(0 if residual is None else x.shape), factor.new_empty(len(factor) if centred else 0), factor
+    stream = y.new_empty(0 if residual is None else x.shape)
+    return y, stream, factor.new_empty(len(factor) if centred else 0), factor, *empty_output(y, element)
 
 
 @torch.library.custom_op(
@@ -71,8 +89,8 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    x, residual, weight, bias, _, _ = inputs
-    _, stream, mean, factor = output
+    x, residual, weight, bias, *_ = inputs
+    _, stream, mean, factor, _, _ = output
     ctx.set_materialize_grads(False)
     ctx.has_residual, ctx.has_bias = residual is not None, bias is not None
     ctx.save_for_backward(x if residual is None else stream, weight, mean, factor)
@@ -82,11 +100,11 @@ def _gradient(ctx: Any, upstream: Tensor | None, through: Tensor | None, *_: Any
     x, weight, mean, factor = ctx.saved_tensors
     through = through if ctx.has_residual else None
     if upstream is None:  # only the stream was used
-        return through, through, None, None, None, None
+        return through, through, *(None,) * 6
     for_x, for_weight, for_bias = torch.ops.triaxis.row_norm_backward(
         upstream, through, x, weight, ctx.has_bias, mean, factor
     )
-    return for_x, for_x if ctx.has_residual else None, for_weight, for_bias if ctx.has_bias else None, None, None
+    return for_x, for_x if ctx.has_residual else None, for_weight, for_bias if ctx.has_bias else None, *(None,) * 4
 
 
 row_norm.register_autograd(_gradient, setup_context=_keep)

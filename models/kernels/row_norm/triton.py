@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.kernels.mx_output import bits_of, empty_output
+from models.kernels.mx_output.device import store_output
 from models.kernels.row_norm import WIDEST
 from models.kernels.runtime.compiling import Compilation
 from models.kernels.runtime.jit import kernel
@@ -36,6 +38,8 @@ def _forward(
     stream,
     mean,
     scale,
+    elements,
+    scales,
     rows,
     inner,
     outer_stride,
@@ -48,6 +52,9 @@ def _forward(
     CENTRED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    MODE: tl.constexpr,
+    BITS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
@@ -70,7 +77,10 @@ def _forward(
     found = wide * factor * tl.load(weight + column, mask=within, other=0.0).to(ACC)
     if HAS_BIAS:
         found += tl.load(bias + column, mask=within, other=0.0).to(ACC)
-    tl.store(y + place, rounded(found, y.dtype.element_ty), mask=mask)
+    value = rounded(found, y.dtype.element_ty)
+    tl.store(y + place, value, mask=mask)
+    if ELEMENT != "":
+        store_output(elements, scales, value, row, 0, there, WIDTH, ELEMENT, MODE, BITS)
 
 
 @kernel
@@ -133,15 +143,23 @@ def _backward(
 
 
 def norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, centred: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y, stream, mean, 1 / standard deviation) of x [..., N]; see `models.kernels.row_norm`."""
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+    element: str,
+    mode: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(y, stream, mean, factor, elements, scales) of x [..., N]; see `models.kernels.row_norm`."""
     acc = accumulator(x.dtype)
     layout = rows_of(x if residual is None else x.contiguous())
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     stream = torch.empty_like(y) if residual is not None else y.new_empty(0)
     scale = y.new_empty(layout.count, dtype=acc)
     mean = torch.empty_like(scale) if centred else scale.new_empty(0)
+    elements, scales = empty_output(y, element)
     tile = tile_of(x.shape[-1])
     if y.numel():
         _forward[(triton.cdiv(layout.count, tile.rows),)](
@@ -153,6 +171,8 @@ def norm(
             stream,
             mean,
             scale,
+            elements,
+            scales,
             layout.count,
             *layout.places,
             WIDTH=x.shape[-1],
@@ -163,9 +183,12 @@ def norm(
             CENTRED=centred,
             HAS_BIAS=bias is not None,
             HAS_RESIDUAL=residual is not None,
+            ELEMENT=element,
+            MODE=mode,
+            BITS=bits_of(element),
             num_warps=tile.warps,
         )
-    return y, stream, mean, scale
+    return y, stream, mean, scale, elements, scales
 
 
 def norm_backward(
@@ -223,9 +246,13 @@ def norm_compilations(centred: bool) -> Iterator[Compilation]:
             ["x", "residual", "weight", "bias", "y", "stream", "upstream", "through", "for_x"], "*bf16"
         )
         names |= dict.fromkeys(["mean", "scale", "weight_shares", "bias_shares"], "*fp32")
+        names |= {"elements": "*u8", "scales": "*u8"}
         names |= {"rows": "i32", "inner": "i32", "outer_stride": "i32", "inner_stride": "i32"}
         aligned = ("outer_stride", "inner_stride")
         depth = stages(tile.rows * tile.block * 2, centred)
-        yield Compilation(_forward, names, {**shared, "EPS": 1e-5, "HAS_RESIDUAL": residual}, tile.warps, aligned)
+        forward = {**shared, "EPS": 1e-5, "HAS_RESIDUAL": residual}
+        for element in ("", "e4m3", "e3m2", "e2m1") if width == 4096 else ("",):
+            output = {"ELEMENT": element, "MODE": "rceil", "BITS": bits_of(element)}
+            yield Compilation(_forward, names, {**forward, **output}, tile.warps, aligned)
         yield Compilation(_backward, names, {**shared, "STAGES": depth, "HAS_THROUGH": residual}, tile.warps, aligned)
     yield from share_compilations(4096)

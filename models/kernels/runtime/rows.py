@@ -73,7 +73,7 @@ def tile_of(width: int, elements: int = 4096) -> Tile:
 
     It follows from the width alone, so a row is summed in the same order whatever rows are beside it.
     """
-    block = max(16, 1 << (width - 1).bit_length())
+    block = max(32, 1 << (width - 1).bit_length())
     rows = max(1, elements // block)
     return Tile(rows, block, min(32, max(1, rows * block // 512)))
 
