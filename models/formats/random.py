@@ -26,3 +26,8 @@ def _mix(x: Tensor) -> Tensor:
     x = ((x ^ (x >> 16)) * _MIX1) & _MASK
     x = ((x ^ (x >> 15)) * _MIX2) & _MASK
     return x ^ (x >> 15)
+
+
+def mix_number(x: int) -> int:
+    """The mixer of a number below 2^32, for kernels that are handed a key."""
+    return int(_mix(torch.tensor(x, dtype=torch.int64)))

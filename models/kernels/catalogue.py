@@ -7,10 +7,10 @@ from importlib import import_module
 
 from models.kernels.runtime.compiling import Compilation
 
-KERNELS: tuple[str, ...] = ("rms_norm", "layer_norm", "gated", "squared_relu", "poly_norm", "rotary")
+KERNELS: tuple[str, ...] = ("rms_norm", "layer_norm", "gated", "squared_relu", "poly_norm", "rotary", "adamw")
 """Folders with `reference.py`, `triton.py` and, some, `kernel.cu`."""
 
-CUDA: tuple[str, ...] = ()
+CUDA: tuple[str, ...] = ("adamw",)
 """Those with a `kernel.cu`."""
 
 

@@ -261,8 +261,8 @@ def random_bits(index, key_low, key_high, WIDE: tl.constexpr):
 
 def random_key(key: int) -> tuple[int, int]:
     """A 64-bit key as the two 32-bit numbers, signed, that `random_bits` takes: the lower half, and the upper half mixed."""
-    from models.formats.random import _mix_number
+    from models.formats.random import mix_number
 
-    halves = key & 0xFFFFFFFF, _mix_number((key >> 32) & 0xFFFFFFFF)
+    halves = key & 0xFFFFFFFF, mix_number((key >> 32) & 0xFFFFFFFF)
     low, high = ((half ^ 0x80000000) - 0x80000000 for half in halves)
     return low, high

@@ -16,19 +16,29 @@ from typing import Any
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
 
 import torch
-from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.interpreter import InterpretedFunction, _patch_lang
 from triton.runtime.jit import JITFunction
 
 _FOR_COMPILERS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 
 
 @cache
-def _interpreted(function: Callable) -> Any:
+def _interpreted(function: Callable) -> InterpretedFunction:
     return InterpretedFunction(function)
 
 
+def _interpret(function: InterpretedFunction, *arguments: Any, **keywords: Any) -> Any:
+    """What `InterpretedFunction.__call__` does, but for its leaving Triton's language as it is interpreted: nothing could be
+    compiled afterwards."""
+    scope = _patch_lang(function.fn)
+    try:
+        return function.rewrite()(*arguments, **keywords)
+    finally:
+        scope.restore()
+
+
 def _called(self: JITFunction, *arguments: Any, **keywords: Any) -> Any:
-    return _interpreted(self.fn)(*arguments, **keywords)
+    return _interpret(_interpreted(self.fn), *arguments, **keywords)
 
 
 # Triton's own functions (tl.sum, tl.max) are compiled ones unless Triton was told at import to interpret all; a call from
@@ -52,24 +62,10 @@ class _Kernel(JITFunction):
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """From within an interpreted kernel; a compiled one never gets here."""
-        return self._interpreted(*arguments, **keywords)
+        return _interpret(self._interpreted, *arguments, **keywords)
 
 
 _Kernel.__name__ = "JITFunction"  # Triton's cache tells functions among constants by this name
-
-
-@lru_cache
-def _interpreted(function: Callable) -> InterpretedFunction:
-    return InterpretedFunction(function)
-
-
-def _interpret(function: JITFunction, *arguments: Any, **keywords: Any) -> Any:
-    """A call of Triton's own functions (`tl.max` and the like), which were made for compilers when Triton was imported, from
-    within an interpreted kernel."""
-    return _interpreted(function.fn)(*arguments, **keywords)
-
-
-JITFunction.__call__ = _interpret
 
 
 def kernel(function: Callable) -> Any:
