@@ -108,7 +108,7 @@ def check_recipe(recipe: Recipe, world_size: int, device: str) -> None:
     check_layout(recipe, world_size)
     for phase in phases_of(recipe):
         engine, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
-        check_engine(engine, phase.precision, device, world_size)
+        check_engine(engine, phase.precision, device, world_size, phase.optimizer.master)
         if phase.train.profile_step and phase.parallel.pipeline == 1:
             raise RecipeError(
                 f"train.profile_step={phase.train.profile_step}: shows a pipeline's time, and parallel.pipeline=1 has none; "

@@ -156,10 +156,19 @@ class OptimizerConfig:
     """Applied to matrices and embeddings, never to norm gains and biases."""
     clip_norm: float = 1.0
     """Limit of the global gradient norm; 0 for none."""
+    master: str = "float32"
+    """What updates are added to below fp32: float32, a copy of the weights that keeps what bf16 would round away, or none, the
+    bf16 weights themselves, rounded stochastically (adamw and bf16 only, parallel.engine=torch in one process)."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         _one_of("optimizer.name", self.name, ("adamw", "sgd"))
+        _one_of("optimizer.master", self.master, ("float32", "none"))
+        if self.master == "none" and self.name != "adamw":
+            raise RecipeError(
+                f"optimizer.master=none: only adamw rounds stochastically, not optimizer.name={self.name}; set "
+                "optimizer.master=float32"
+            )
         for option in ("learning_rate", "epsilon", "weight_decay", "clip_norm"):
             _at_least(f"optimizer.{option}", getattr(self, option), 0)
         for option in ("beta1", "beta2"):

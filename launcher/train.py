@@ -75,12 +75,16 @@ def engine_spec(phase: Recipe, mesh: Mesh) -> EngineSpec:
     """What the engine of a phase is built from."""
     config, _ = choose_engine(mesh.config, mesh.world_size)
     precision = resolve_precision(phase.precision, mesh.device)
-    check_engine(config, precision, mesh.device.type, mesh.world_size)
+    check_engine(config, precision, mesh.device.type, mesh.world_size, phase.optimizer.master)
     return EngineSpec(
         model=phase.model,
         parallel=config,
         precision=precision,
-        optimizer=optimizer_factory(phase.optimizer),
+        # DeepSpeed clips and copies by itself, and its partitions are not ours to step
+        optimizer=optimizer_factory(
+            phase.optimizer, "reference" if config.engine == "deepspeed" else "auto", phase.seed
+        ),
+        master=phase.optimizer.master,
         clip_norm=phase.optimizer.clip_norm,
         micro_batch=phase.train.micro_batch,
         micro_batches=phase.train.batch_sequences // (phase.train.micro_batch * mesh.config.data),

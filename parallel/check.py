@@ -210,9 +210,14 @@ def choose_engine(config: ParallelConfig, world_size: int) -> tuple[ParallelConf
     return replace(config, engine="deepspeed"), f"{world_size} processes"
 
 
-def check_engine(config: ParallelConfig, precision: PrecisionConfig, device: str, world_size: int) -> None:
-    """Refuse combinations that an engine cannot do, before any process starts. precision: resolved, not auto."""
+def check_engine(
+    config: ParallelConfig, precision: PrecisionConfig, device: str, world_size: int, master: str = "float32"
+) -> None:
+    """Refuse combinations that an engine cannot do, before any process starts. precision: resolved, not auto. master: what
+    updates are added to, float32 or none."""
     _check_compile(config, device)
+    if master == "none":
+        _check_no_master(config, precision, world_size)
     if config.engine == "torch":
         _check_torch(config, world_size)
     else:
@@ -238,6 +243,20 @@ def _check_compile(config: ParallelConfig, device: str) -> None:
         raise ParallelError(
             f"parallel.compile={config.compile}: on CPU torch needs a C++ compiler and {compiler} was not found; install g++, "
             "name one in CXX, or set parallel.compile=none"
+        )
+
+
+def _check_no_master(config: ParallelConfig, precision: PrecisionConfig, world_size: int) -> None:
+    if precision.name not in ("bf16", "auto"):
+        raise ParallelError(
+            f"optimizer.master=none: steps bf16 weights, and precision.name={precision.name} has none; set precision.name=bf16 "
+            "or optimizer.master=float32"
+        )
+    if config.engine != "torch" or world_size > 1:
+        where = f"parallel.engine={config.engine}" if config.engine != "torch" else f"{world_size} processes"
+        raise ParallelError(
+            f"optimizer.master=none: with {where} gradients would be summed in bf16 or masters kept all the same; set "
+            "optimizer.master=float32, or train in one process with parallel.engine=torch"
         )
 
 

@@ -45,8 +45,9 @@ def estimate(
     them those of routed experts, which fewer ranks share.
 
     Weights and gradients in the model's type (gradients summed in float32 where it is narrower); AdamW's two moments and,
-    below float32, master weights in float32. Activations after Korthikanti et al. (arXiv 2205.05198), without the score
-    matrix that a fused attention core never stores, for as many micro-batches as the schedule keeps at once.
+    below float32 and unless the recipe has none, master weights in float32. Activations after Korthikanti et al. (arXiv
+    2205.05198), without the score matrix that a fused attention core never stores, for as many micro-batches as the schedule
+    keeps at once.
     parallel, precision: resolved, no `data=0` and no `auto`.
     """
     model, train = recipe.model, recipe.train
@@ -54,7 +55,7 @@ def estimate(
     data, zero = parallel.data, parallel.zero_stage
     shards = parallel.replicas // parallel.data_replicas
     cut = (held - experts) // shards + experts // max(1, shards // parallel.expert)
-    states = (cut if zero >= 1 else held) * (8 if precision == "fp32" else 12)
+    states = (cut if zero >= 1 else held) * (8 if precision == "fp32" or recipe.optimizer.master == "none" else 12)
     tokens = train.micro_batch * train.sequence_length // parallel.context
     micro_batches = train.batch_sequences // (train.micro_batch * data)
     in_flight = chunks_in_flight(parallel, stage, micro_batches)

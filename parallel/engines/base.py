@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class EngineSpec:
     micro_batch: sequences of `sequence_length` that go through the model at once; of another length as many as have no more
     tokens. micro_batches: how many of them the first step has, a hint: batches may have any shape that
     `parallel.shapes.check_shapes` lets through, another one in each step. sequence_length is also what the stages of a pipeline
-    are balanced for.
+    are balanced for. master: what updates are added to below fp32, `float32` or `none`, the model's own weights.
     """
 
     model: ModelConfig
@@ -74,6 +74,7 @@ class EngineSpec:
     sequence_length: int
     seed: int
     reweight: ReweightConfig = ReweightConfig()
+    master: str = "float32"
 
     def cut(self, batch: Batch) -> tuple[int, int]:
         """(sequences in each micro-batch of a batch whose sequences are whole, how many there are). A ragged last one would
@@ -160,8 +161,9 @@ def ensure_state(optimizer: torch.optim.Optimizer) -> None:
                 continue
             if "betas" in group:
                 state["step"] = torch.zeros((), dtype=torch.float32)
+                wide = torch.promote_types(parameter.dtype, torch.float32)
                 for moment in ("exp_avg", "exp_avg_sq"):
-                    state[moment] = torch.zeros_like(parameter, requires_grad=False)
+                    state[moment] = torch.zeros_like(parameter, dtype=wide, requires_grad=False)
             elif group.get("momentum", 0) > 0:
                 state["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
 
@@ -185,6 +187,28 @@ def set_applied_steps(optimizer: torch.optim.Optimizer, steps: float) -> None:
     for state in optimizer.state.values():
         if "step" in state:
             state["step"].fill_(steps)
+
+
+@runtime_checkable
+class OnePass(Protocol):
+    """An optimizer that does within its own pass over memory what would else take a pass each."""
+
+    def step_clipped(self, factor: float) -> None:
+        """A step with all gradients multiplied by a factor."""
+
+    def keep_copy(self, master: Tensor, copy: Tensor) -> bool:
+        """Whether every step from now on writes this copy of a parameter too; if not, the engine does."""
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, gradients: list[Tensor], factor: float, rate: float) -> None:
+    """A step at a learning rate with gradients multiplied by a factor, in place or on the way."""
+    set_learning_rate(optimizer, rate)
+    if isinstance(optimizer, OnePass):
+        optimizer.step_clipped(factor)
+        return
+    if factor != 1.0:
+        torch._foreach_mul_(gradients, factor)
+    optimizer.step()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

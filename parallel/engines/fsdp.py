@@ -39,12 +39,12 @@ from parallel.engines.base import (
     StepResult,
     applied_steps,
     clip_factor,
+    clipped_step,
     ensure_state,
     micro_batches,
     model_dtype,
     moments,
     set_applied_steps,
-    set_learning_rate,
     squared_norm,
 )
 from parallel.engines.loss import WeightedLoss
@@ -139,10 +139,8 @@ class FsdpEngine:
         skipped = not math.isfinite(norm)
         if not skipped:
             factor = clip_factor(norm, self.spec.clip_norm) / self.scale.factor
-            if factor != 1.0:
-                torch._foreach_mul_([s.master.grad for s in self.shards if s.master.grad is not None], factor)
-            set_learning_rate(self.optimizer, learning_rate)
-            self.optimizer.step()
+            gradients = [shard.master.grad for shard in self.shards if shard.master.grad is not None]
+            clipped_step(self.optimizer, gradients, factor, learning_rate)
         for shard in self.shards:
             shard.master.grad = shard.sharded.grad = None
         self.scale.adapt(skipped)

@@ -1,7 +1,7 @@
 """The `torch` engine for one process: plain PyTorch, float32 master weights, the reference every layout is held to.
 
-bf16 and fp16 keep the model in that type and a float32 copy of it for the optimizer; gradients are summed over
-micro-batches in float32. fp16 scales its loss dynamically.
+bf16 and fp16 keep the model in that type and a float32 copy of it for the optimizer, unless bf16 weights are to be stepped
+themselves; gradients are summed over micro-batches in float32. fp16 scales its loss dynamically.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from parallel.engines.base import (
     Batch,
     EngineSpec,
     NamedParameters,
+    OnePass,
     StepResult,
     applied_steps,
     clip_factor,
+    clipped_step,
     ensure_state,
     micro_batches,
     model_dtype,
     moments,
     set_applied_steps,
-    set_learning_rate,
     squared_norm,
 )
 from parallel.engines.loss import WeightedLoss
@@ -60,15 +61,21 @@ class TorchEngine:
         initialise_blocks(iter(self.model.blocks), spec.seed)
         compile_blocks(self.model.blocks, spec.parallel)
         self.parameters = self.named_parameters()
+        whole = self.dtype == torch.float32 or spec.master == "none"
         self.masters: dict[str, nn.Parameter] = {
-            name: parameter if self.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
+            name: parameter if whole else nn.Parameter(parameter.detach().float())
             for name, parameter in self.parameters
         }
         for name, parameter in self.parameters:
             self.masters[name].declaration = declaration(parameter)  # type: ignore[attr-defined]
-        self._hooks = [] if self.dtype == torch.float32 else self._accumulate_in_float32()
+        self._hooks = [] if whole else self._accumulate_in_float32()
+        if spec.master == "none":
+            for _, parameter in self.parameters:
+                parameter.grad_dtype = torch.float32  # of micro-batches, summed by autograd as the masters' hooks do
         self.optimizer = spec.optimizer(list(self.masters.items()))
         ensure_state(self.optimizer)
+        self._narrow = [] if whole else self.parameters
+        self._copied = [one for one in self._narrow if not self._copied_by_optimizer(*one)]
         self.scale = LossScale(spec.precision)
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
@@ -87,11 +94,8 @@ class TorchEngine:
         skipped = not math.isfinite(norm)
         if not skipped:
             factor = clip_factor(norm, self.spec.clip_norm) / self.scale.factor
-            if factor != 1.0:
-                torch._foreach_mul_(gradients, factor)
-            set_learning_rate(self.optimizer, learning_rate)
-            self.optimizer.step()
-            self._write_model()
+            clipped_step(self.optimizer, gradients, factor, learning_rate)
+            self._write_model(self._copied)
         self.optimizer.zero_grad(set_to_none=True)
         self.scale.adapt(skipped)
         routing = finish_routing(self.layers.routing, self.spec.model, self.mesh, skipped=skipped)
@@ -129,7 +133,7 @@ class TorchEngine:
     def loaded(self, state: dict[str, float]) -> None:
         set_applied_steps(self.optimizer, state.get("applied_steps", 0.0))
         self.scale.load(state)
-        self._write_model()
+        self._write_model(self._narrow)
 
     def close(self) -> None:
         for hook in self._hooks:
@@ -157,8 +161,11 @@ class TorchEngine:
             for name, parameter in self.parameters
         ]
 
+    def _copied_by_optimizer(self, name: str, parameter: nn.Parameter) -> bool:
+        return isinstance(self.optimizer, OnePass) and self.optimizer.keep_copy(self.masters[name], parameter)
+
     @torch.no_grad()
-    def _write_model(self) -> None:
-        if self.dtype != torch.float32:
-            for name, parameter in self.parameters:
-                parameter.copy_(self.masters[name])
+    def _write_model(self, parameters: NamedParameters) -> None:
+        """What the model computes in, from its masters."""
+        for name, parameter in parameters:
+            parameter.copy_(self.masters[name])

@@ -231,6 +231,8 @@ class Case:
     """What compiled blocks are compiled by: aot_eager does all but generate code, inductor is what runs use."""
     objective: str = ""
     """What is asked of the model: one of OBJECTIVES, or every next token."""
+    kernels: str = "auto"
+    """What computes AdamW."""
     wide: bool = False
     """A model whose matrices are larger than whatever else is allocated; never stepped."""
 

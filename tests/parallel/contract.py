@@ -66,6 +66,16 @@ def has(thing: Any, *names: str) -> None:
 # torch ----------------------------------------------------------------------------------------------------------------
 
 
+@relied_on("torch: a bf16 leaf whose grad_dtype is float32 sums its gradients in float32 (engines/torch.py)")
+def _wide_gradients() -> None:
+    leaf = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    leaf.grad_dtype = torch.float32
+    for factor in (1.0, 2.0**-12):
+        (leaf * torch.tensor(factor, dtype=torch.bfloat16)).sum().backward()
+    assert leaf.grad is not None and leaf.grad.dtype == torch.float32
+    assert float(leaf.grad) == 1 + 2.0**-12  # in bf16 the second would be lost
+
+
 @relied_on("torch: _is_avx512_bf16_supported and _is_amx_tile_supported say whether bf16 is native (engines/base.py)")
 def _native_bf16() -> None:
     assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)

@@ -83,13 +83,14 @@ def laid_out(case: Case) -> Iterator[tuple[Engine, Mesh]]:
 def spec_of(case: Case, mesh: Mesh) -> EngineSpec:
     """What an engine is built from, checked as the launcher does."""
     config, _ = choose_engine(mesh.config, mesh.world_size)
-    check_engine(config, case.precision, "cpu", mesh.world_size)
+    check_engine(config, case.precision, "cpu", mesh.world_size, case.optimizer.master)
     check_model(config, case.model, LENGTH)
     return EngineSpec(
         model=case.model,
         parallel=config,
         precision=case.precision,
-        optimizer=optimizer_factory(case.optimizer),
+        optimizer=optimizer_factory(case.optimizer, case.kernels, case.seed),
+        master=case.optimizer.master,
         clip_norm=case.optimizer.clip_norm,
         micro_batch=case.micro_batch,
         micro_batches=SEQUENCES // (case.micro_batch * mesh.config.data),

@@ -69,8 +69,8 @@ def adamw_(
 def launch(
     chosen: str, tables: Tables, gradient: torch.dtype, scalars: Scalars, factor: Tensor, *, statistics: bool = False
 ) -> Tensor | None:
-    """One launch of an implementation, `triton` or `cuda`, over tables that point to this step's gradients, which are of this
-    dtype. factor: float32 [1] on the device."""
+    """One launch of an implementation, `triton` or `cuda`. gradient: dtype of those that the tables point to.
+    factor: float32 [1] on the device."""
     partials = torch.empty(len(tables.chunks), 2, device=tables.device) if statistics else None
     if chosen == "cuda":
         from models.kernels.adamw.cuda import step
@@ -131,9 +131,9 @@ def _operator(
     chosen: str,
 ) -> Tensor:
     triples = [(places[at], places[at + 1], places[at + 2]) for at in range(0, len(places), 3)]
-    tables = Tables(parameters, exp_avgs, exp_avg_sqs, shadows, triples)
+    tables = Tables([p.numel() for p in parameters], parameters[0].device, triples, shadowed=bool(shadows))
     gradients = [gradient.contiguous() for gradient in gradients]
-    tables.point(gradients, keys)
+    tables.point(parameters, gradients, exp_avgs, exp_avg_sqs, shadows, keys=keys)
     found = launch(chosen, tables, gradients[0].dtype, Scalars(*scalars), factor, statistics=statistics)
     return factor.new_empty(0, 2) if found is None else found
 

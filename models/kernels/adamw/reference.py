@@ -49,8 +49,8 @@ def _step(p: Tensor, g: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Sc
 
 
 def _root(x: Tensor) -> Tensor:
-    """Rounded correctly: torch's float32 root on CPU is not (off by a last place for 0.7 % of numbers), but a float64 one rounded
-    to float32 is, since 53 bits are at least 2 * 24 + 2 (Figueroa 1995)."""
+    """Rounded correctly: torch's float32 root on CPU is not (off by a last place for 0.7 % of numbers), but a float64 one
+    rounded to float32 is, since 53 bits are at least 2 * 24 + 2 (Figueroa 1995)."""
     return x.double().sqrt().to(x.dtype)
 
 

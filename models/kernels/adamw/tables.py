@@ -22,54 +22,51 @@ a model of 100 million parameters still gives every multiprocessor dozens."""
 
 COLUMNS = 10
 """Of a row: addresses of parameter, gradient, moments and shadow; elements; random key; place in the whole tensor."""
-_GRADIENT, _KEY = 1, 6
+_SIZE, _KEY, _PLACE = 5, 6, 7
 
 _MASK = np.uint64(0xFFFFFFFF)
 
 
 class Tables:
-    """Of tensors that stay where they are but for their gradients.
+    """Of tensors of these sizes, in elements; which ones they are is said by `point`.
 
     rows: int64 [tensors, COLUMNS] and chunks: int64 [chunks], number of the tensor << 32 | number of its chunk, on the device.
-    aligned: whether all addresses are multiples of 16. rectangles: whether a tensor's rows lie apart in the whole one.
+    places: of each tensor in the whole one, `place_of`, where rounding is stochastic.
     """
 
     def __init__(
         self,
-        parameters: Sequence[Tensor],
-        exp_avgs: Sequence[Tensor],
-        exp_avg_sqs: Sequence[Tensor],
-        shadows: Sequence[Tensor] = (),
+        sizes: Sequence[int],
+        device: torch.device,
         places: Sequence[tuple[int, int, int]] = (),
+        *,
+        shadowed: bool = False,
     ) -> None:
-        self.device, self.stochastic, self.shadowed = parameters[0].device, bool(places), bool(shadows)
-        self._known = np.zeros((len(parameters), COLUMNS), np.int64)
-        for column, tensors in ((0, parameters), (2, exp_avgs), (3, exp_avg_sqs), (4, shadows)):
-            if tensors:
-                self._known[:, column] = [tensor.data_ptr() for tensor in tensors]
-        self._known[:, 5] = [parameter.numel() for parameter in parameters]
-        if places:
-            self._known[:, 7:] = places
+        self.device, self.stochastic, self.shadowed = device, bool(places), shadowed
         self.rectangles = any(width != pitch for _, width, pitch in places)
-        counts = -(-self._known[:, 5] // CHUNK)
-        tensor = np.repeat(np.arange(len(parameters)), counts)
+        self._known = np.zeros((len(sizes), COLUMNS), np.int64)
+        self._known[:, _SIZE] = sizes
+        if places:
+            self._known[:, _PLACE:] = places
+        counts = -(-self._known[:, _SIZE] // CHUNK)
+        tensor = np.repeat(np.arange(len(sizes)), counts)
         number = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
-        self.chunks = torch.from_numpy(tensor << 32 | number).to(self.device)
-        self.counts = torch.from_numpy(counts).to(self.device)
+        self.chunks = torch.from_numpy(tensor << 32 | number).to(device)
+        self.counts = torch.from_numpy(counts).to(device)
         self.rows = torch.empty(0)
-        self.aligned = False
 
-    def point(self, gradients: Sequence[Tensor], keys: Sequence[int] = ()) -> None:
-        """To these gradients, contiguous, and with these random keys of 64 bits."""
+    def point(self, *tensors: Sequence[Tensor], keys: Sequence[int] | np.ndarray = ()) -> None:
+        """To parameters, gradients, first and second moments, and shadows if there are, all contiguous; with these random keys,
+        int64."""
         new = self._known.copy()
-        new[:, _GRADIENT] = [gradient.data_ptr() for gradient in gradients]
+        for column, some in enumerate(tensors):
+            if some:
+                new[:, column] = [tensor.data_ptr() for tensor in some]
         if len(keys):
-            new[:, _KEY] = _packed(np.array(keys, np.int64))
+            new[:, _KEY] = _packed(np.asarray(keys, np.int64))
         if self.rows.numel() and np.array_equal(new, self._known):
             return
-        self._known = new
-        self.aligned = not (new[:, :5] % 16).any()
-        rows = torch.from_numpy(new)
+        self._known, rows = new, torch.from_numpy(new)
         # from pinned memory, so that nobody waits; torch keeps that memory until it is read
         self.rows = rows.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else rows
 

@@ -138,8 +138,10 @@ def test_cuda_source_on_the_host_equals_the_reference(tmp_path: Path) -> None:
                 for case in (ours, theirs):
                     case.gradients[0].view(-1)[:4] = torch.tensor([torch.nan, torch.inf, 1e-42, 3e38])
                 places = [place_of(draw, p.shape) for p, draw in zip(ours.parameters, ours.draws, strict=False)]
-                tables = Tables(ours.parameters, ours.exp_avgs, ours.exp_avg_sqs, ours.shadows, places)
-                tables.point(ours.gradients, [signed(draw.key) for draw in ours.draws])
+                sizes, keys = [p.numel() for p in ours.parameters], [signed(draw.key) for draw in ours.draws]
+                tables = Tables(sizes, torch.device("cpu"), places, shadowed=bool(ours.shadows))
+                lists = (ours.parameters, ours.gradients, ours.exp_avgs, ours.exp_avg_sqs, ours.shadows)
+                tables.point(*lists, keys=keys)
                 partials = torch.empty(len(tables.chunks), 2)
                 built.adamw_on_host(*arguments(tables, gradient, SCALARS, ours.factor.reshape(1), partials))
                 expected = theirs.step("reference", statistics=True)
@@ -308,6 +310,6 @@ def test_on_a_gpu_the_bits_are_those_of_the_reference_on_cpu(mode, gradient, off
 
 def test_launch_counts_nothing_for_empty_tensors() -> None:
     empty = [torch.zeros(0)]
-    tables = Tables(empty, empty, empty)
-    tables.point(empty)
+    tables = Tables([0], torch.device("cpu"))
+    tables.point(empty, empty, empty, empty)
     assert torch.equal(launch("triton", tables, F32, SCALARS, torch.ones(1), statistics=True), torch.zeros(1, 2))
