@@ -176,15 +176,15 @@ def test_apex_counts_steps_where_engines_look(monkeypatch: pytest.MonkeyPatch) -
 # Under the engines ----------------------------------------------------------------------------------------------------
 
 ONE_PASS = [
-    Case(parallel=ParallelConfig("torch"), micro_batch=4, kernels="reference"),
+    Case(parallel=ParallelConfig("torch"), micro_batch=4, kernels="triton"),
     Case(parallel=ParallelConfig("torch"), precision=BF16, micro_batch=4, kernels="triton"),
-    Case("gpt", ParallelConfig("torch", data=2, zero_stage=3), micro_batch=4, kernels="triton"),
+    Case("llama", ParallelConfig("torch", data=2, zero_stage=3), micro_batch=4, kernels="triton"),
 ]
 
 
 @pytest.mark.parametrize("case", ONE_PASS, ids=lambda case: f"{case}-{case.kernels}")
 def test_training_is_that_of_torchs_adamw(case: Case, pools: Pools) -> None:
-    ours, theirs = (pools.run(case.world_size, jobs.train, case=one, steps=6)[0] for one in (case, plain(case)))
+    ours, theirs = (pools.run(case.world_size, jobs.train, case=one, steps=4)[0] for one in (case, plain(case)))
     # bf16: masters that differ in a last bit may round to another bf16 weight
     tolerance = 1e-5 if case.precision == FP32 else 2e-3
     assert ours.losses == pytest.approx(theirs.losses, rel=tolerance)

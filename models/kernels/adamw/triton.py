@@ -101,30 +101,32 @@ def _chunk(
     lane = tl.arange(0, BLOCK)
     changes, sizes = tl.full([BLOCK], 0.0, tl.float32), tl.full([BLOCK], 0.0, tl.float32)
     for start in range(0, CHUNK, BLOCK):
-        offsets = start + lane
-        mask = first + offsets < size
-        g = _get(gradients + offsets, mask, MASKED).to(tl.float32) * factor
-        m = _get(averages + offsets, mask, MASKED)
-        v = _get(squares + offsets, mask, MASKED)
-        p = _get(parameters + offsets, mask, MASKED).to(tl.float32)
-        m = m + (g - m) * rest1
-        v = v * beta2 + g * rest2 * g
-        new = p * keep - tl.div_rn(m * rate, tl.sqrt_rn(v) * inverse_root + epsilon)
-        _put(averages + offsets, m, mask, MASKED)
-        _put(squares + offsets, v, mask, MASKED)
-        if STOCHASTIC:
-            low = _random(row, first, offsets, RECTANGLES) & 0xFFFF
-            _put(parameters + offsets, _bf16(new, low), mask, MASKED)
-        else:
-            _put(parameters + offsets, new, mask, MASKED)
-        if SHADOW:
-            copies = _address(row, 4, first, tl.bfloat16, MASKED)
-            _put(copies + offsets, _nearest_even(new), mask, MASKED)
-        if STATISTICS:
-            if MASKED:
-                new, p = tl.where(mask, new, 0.0), tl.where(mask, p, 0.0)
-            changes += (new - p) * (new - p)
-            sizes += new * new
+        some = first + start < size if MASKED else True
+        if some:
+            offsets = start + lane
+            mask = first + offsets < size
+            g = _get(gradients + offsets, mask, MASKED).to(tl.float32) * factor
+            m = _get(averages + offsets, mask, MASKED)
+            v = _get(squares + offsets, mask, MASKED)
+            p = _get(parameters + offsets, mask, MASKED).to(tl.float32)
+            m = m + (g - m) * rest1
+            v = v * beta2 + g * rest2 * g
+            new = p * keep - tl.div_rn(m * rate, tl.sqrt_rn(v) * inverse_root + epsilon)
+            _put(averages + offsets, m, mask, MASKED)
+            _put(squares + offsets, v, mask, MASKED)
+            if STOCHASTIC:
+                low = _random(row, first, offsets, RECTANGLES) & 0xFFFF
+                _put(parameters + offsets, _bf16(new, low), mask, MASKED)
+            else:
+                _put(parameters + offsets, new, mask, MASKED)
+            if SHADOW:
+                copies = _address(row, 4, first, tl.bfloat16, MASKED)
+                _put(copies + offsets, _nearest_even(new), mask, MASKED)
+            if STATISTICS:
+                inside = tl.where(mask, new, 0.0)
+                change = inside - tl.where(mask, p, 0.0)
+                changes += change * change
+                sizes += inside * inside
     return tl.sum(changes), tl.sum(sizes)
 
 
