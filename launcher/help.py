@@ -27,6 +27,7 @@ COMMANDS = {
     "checkpoint routing": "where a mixture's tokens go, over time        triaxis checkpoint routing runs/moe_tiny",
     "bench train": "Triaxis against a bare loop and a Trainer   triaxis bench train",
     "bench attention": "what a document mask costs                  triaxis bench attention",
+    "bench kernels": "fused kernels as shares of the copy rate    triaxis bench kernels",
     "bench moe": "what a mixture of experts costs             triaxis bench moe",
     "bench layouts": "bubbles against theory, engine against engine  triaxis bench layouts",
     "bench packing": "losses of ways to read, at equal tokens      triaxis bench packing",

@@ -56,8 +56,9 @@ def adamw_(
     factor = torch.ones(1, device=parameters[0].device) if factor is None else factor.reshape(1)
     chosen = KERNEL.choose(kernels, parameters[0])
     if chosen in ("reference", "apex"):  # apex has an optimizer, no operator: launcher.optim takes that
-        found = reference.adamw_(parameters, gradients, exp_avgs, exp_avg_sqs, scalars, factor, shadows, draws)
-        return found if statistics else None
+        return reference.adamw_(
+            parameters, gradients, exp_avgs, exp_avg_sqs, scalars, factor, shadows, draws, statistics=statistics
+        )
     places = [number for p, draw in zip(parameters, draws, strict=False) for number in place_of(draw, p.shape)]
     found = _operator(
         list(parameters), list(gradients), list(exp_avgs), list(exp_avg_sqs), list(shadows), factor,

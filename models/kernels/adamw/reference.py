@@ -21,21 +21,24 @@ def adamw_(
     factor: Tensor,
     shadows: Sequence[Tensor] = (),
     draws: Sequence[Draw] = (),
-) -> Tensor:
+    *,
+    statistics: bool = False,
+) -> Tensor | None:
     """See `models.kernels.adamw.adamw_`; parameters and moments may be float64, and then all arithmetic is."""
     found = []
     for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         wide = torch.promote_types(parameter.dtype, torch.float32)
         before = parameter.to(wide)
         after = _step(before, gradient.to(wide), exp_avgs[place], exp_avg_sqs[place], scalars, factor.to(wide))
-        found.append(torch.stack([(after - before).square().sum(), after.square().sum()]).float())
+        if statistics:
+            found.append(torch.stack([(after - before).square().sum(), after.square().sum()]).float())
         if draws:
             parameter.copy_(stochastic_bf16(after, draws[place]))
         else:
             parameter.copy_(after)
         if shadows:
             shadows[place].copy_(after)
-    return torch.stack(found) if found else torch.empty(0, 2)
+    return torch.stack(found) if statistics else None
 
 
 def _step(p: Tensor, g: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Scalars, factor: Tensor) -> Tensor:
@@ -51,7 +54,7 @@ def _step(p: Tensor, g: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Sc
 def _root(x: Tensor) -> Tensor:
     """Rounded correctly: torch's float32 root on CPU is not (off by a last place for 0.7 % of numbers), but a float64 one
     rounded to float32 is, since 53 bits are at least 2 * 24 + 2 (Figueroa 1995)."""
-    return x.double().sqrt().to(x.dtype)
+    return x.sqrt() if x.is_cuda else x.double().sqrt().to(x.dtype)
 
 
 def stochastic_bf16(x: Tensor, draw: Draw) -> Tensor:

@@ -1,0 +1,167 @@
+"""What the bench knows of a kernel: sizes, the passes to be timed, who does them, and what memory or products ask of them.
+
+Each family has a file that makes these; the rest of the bench does not know one kernel from another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.kernels.catalogue import CUDA
+
+Call = Callable[[], object]
+
+EAGER, COMPILED, TRITON, CUDA_CPP, LIGER = "torch", "torch.compile", "triton", "cuda", "liger"
+OWN = (TRITON, CUDA_CPP)
+_CHOICE = {EAGER: "reference", TRITON: "triton", CUDA_CPP: "cuda", LIGER: "liger"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """T tokens, H hidden, F feed-forward, V vocabulary; parameters: of the optimizer."""
+
+    name: str
+    tokens: int
+    hidden: int
+    features: int
+    vocabulary: int
+    parameters: int
+
+
+LARGE = Sizes("large", 16384, 4096, 14336, 128256, 1_500_000_000)
+SMALL = Sizes("small", 2048, 1024, 2816, 32768, 10_000_000)
+REDUCED = Sizes("reduced", 256, 256, 704, 2048, 1_000_000)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the bench runs. ways: who can run there at all."""
+
+    device: torch.device
+    dtype: torch.dtype
+    ways: tuple[str, ...]
+
+    @property
+    def item(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+    def noise(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Normal numbers: their distribution moves a GPU's clocks, so no zeros."""
+        return torch.randn(shape, device=self.device, dtype=dtype or self.dtype)
+
+
+def place_of(device: torch.device) -> Place:
+    """bfloat16 with all implementations on a GPU; on CPU float32, where Triton is interpreted and not worth a clock."""
+    if device.type == "cpu":
+        return Place(device, torch.float32, (EAGER, COMPILED))
+    liger = (LIGER,) if importlib.util.find_spec("liger_kernel") else ()
+    return Place(device, torch.bfloat16, (EAGER, COMPILED, *OWN, *liger))
+
+
+@dataclass
+class Pass:
+    """One direction of a kernel, ready to be timed.
+
+    calls: by who does it. moved: bytes that must move, at least; flops: of the products, where those set the time. goal: share
+    of the copy rate, or of the product rate, that the issue asks for; None for none. inside: the same within a compiled block
+    with a multiplication before and an addition behind, by who does the middle.
+    """
+
+    name: str
+    calls: dict[str, Call]
+    moved: float
+    flops: float = 0.0
+    goal: float | None = None
+    inside: dict[str, Call] = field(default_factory=dict)
+
+
+Make = Callable[[Sizes, Place], list[Pass]]
+Function = Callable[..., Any]
+
+
+def differentiable(
+    kernel: str,
+    function: Function,
+    make: Callable[[], Sequence[Tensor]],
+    place: Place,
+    *,
+    moved: tuple[float, float],
+    goals: tuple[float | None, float | None],
+    flops: tuple[float, float] = (0.0, 0.0),
+    liger: bool = False,
+) -> list[Pass]:
+    """Forward and backward of `function(*inputs, kernels=)`. kernel: its name in the catalogue. make: inputs; floating ones get
+    gradients. moved, goals, flops: of forward and backward. liger: whether kernels=liger is that package's kernel."""
+    inputs = [x.requires_grad_(x.is_floating_point()) for x in make()]
+    ways: dict[str, Function] = {
+        way: partial(function, kernels=_CHOICE[way]) for way in _eager_ways(kernel, place, liger)
+    }
+    ways[COMPILED] = _compiled(partial(function, kernels="reference"))
+    blocks = {way: _compiled(_Block(call)) for way, call in ways.items() if way in (EAGER, *OWN)}
+    found = []
+    for place_in_pair, (name, timed) in enumerate((("forward", _forward), ("backward", _backward))):
+        found.append(
+            Pass(
+                name,
+                {way: timed(call, inputs) for way, call in ways.items()},
+                moved[place_in_pair],
+                flops[place_in_pair],
+                goals[place_in_pair],
+                {way: timed(call, inputs) for way, call in blocks.items()},
+            )
+        )
+    return found
+
+
+def _eager_ways(kernel: str, place: Place, liger: bool) -> list[str]:
+    lacks = {CUDA_CPP: kernel not in CUDA, LIGER: not liger, COMPILED: True}
+    return [way for way in place.ways if not lacks.get(way, False)]
+
+
+def eager_ways(kernel: str, place: Place) -> dict[str, str]:
+    """By who runs, what to tell `kernels=`, of a kernel that liger has not; all but what torch compiles."""
+    return {way: _CHOICE[way] for way in _eager_ways(kernel, place, False)}
+
+
+def _compiled(function: Function) -> Function:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+class _Block:
+    """A function between neighbours that a compiler may fuse with what it sees through: 0.5 x before, + 1 behind."""
+
+    def __init__(self, function: Function) -> None:
+        self._function = function
+
+    def __call__(self, first: Tensor, *rest: Tensor) -> Any:
+        found = self._function(first * 0.5, *rest)
+        return tuple(y + 1 for y in found) if isinstance(found, tuple) else found + 1
+
+
+def _forward(function: Function, inputs: Sequence[Tensor]) -> Call:
+    """With the graph that training needs."""
+    return lambda: function(*inputs)
+
+
+def _backward(function: Function, inputs: Sequence[Tensor]) -> Call:
+    """Gradients of all inputs that want one. The graph is made at the first call and kept, as are the upstream gradients."""
+    kept: list[tuple] = []
+
+    def call() -> object:
+        if not kept:
+            found = function(*inputs)
+            outputs = found if isinstance(found, tuple) else (found,)
+            kept.append((outputs, [torch.randn_like(output) for output in outputs]))
+        outputs, upstream = kept[0]
+        wanted = [x for x in inputs if x.requires_grad]
+        return torch.autograd.grad(outputs, wanted, upstream, retain_graph=True, allow_unused=True)
+
+    return call
