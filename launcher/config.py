@@ -12,6 +12,7 @@ from typing import Literal
 from data.config import CorpusConfig, TokenizerConfig
 from data.stream_config import DataConfig
 from models.config import ModelConfig
+from models.loss import LossConfig
 from models.objectives.config import ObjectiveConfig
 from parallel.config import ParallelConfig, PrecisionConfig
 
@@ -308,6 +309,7 @@ class Recipe:
     corpus: CorpusConfig = CorpusConfig(name="stdlib", sources=("stdlib",), directory="corpora/stdlib")
     tokenizer: TokenizerConfig = TokenizerConfig(kind="bpe", vocab_size=1024)
     objective: ObjectiveConfig = ObjectiveConfig()
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     precision: PrecisionConfig = PrecisionConfig()

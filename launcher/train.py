@@ -91,6 +91,7 @@ def engine_spec(phase: Recipe, mesh: Mesh) -> EngineSpec:
         sequence_length=phase.train.sequence_length,
         seed=phase.seed,
         reweight=phase.objective.reweight,
+        loss=phase.loss,
     )
 
 

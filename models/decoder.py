@@ -225,20 +225,20 @@ class FinalNorm(Block):
 
 
 class HeadBlock(Block):
-    """[S, B, H] -> logits [S, B, V] of the decoder's rows; tied to the embedding by being handed its block."""
+    """[S, B, H] -> logits [S, B, V] of the decoder's rows, or their losses [S, B] where the clock was told of targets; tied to
+    the embedding by being handed its block."""
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__("head")
-        self._parts, self._layers = Parts(config, layers), layers
+        self._parts, self._clock = Parts(config, layers), layers.clock
         self.projection = layers.head(
             config.hidden_size, config.padded_vocab, std=config.init_std, tied=config.tied_embeddings
         )
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        first_sample = 0
-        if self.training and self._layers.products.stochastic:
-            first_sample = self._layers.clock.first_sample(self.name, x.shape[1])
-        return self.projection(self._parts.split(x)[1], first_sample, weight)
+        first_sample = self._clock.first_sample(self.name, x.shape[1])
+        asked = self._clock.asked(first_sample, x.shape[1])
+        return self.projection(self._parts.split(x)[1], weight, asked, first_sample)
 
 
 def block_recipe(

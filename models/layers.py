@@ -10,7 +10,7 @@ Shapes: S sequence (this rank's share where context or sequence parallelism cuts
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from functools import partial
 from typing import Protocol, Self
 
 import torch
@@ -18,17 +18,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.core import AttentionCore, CoreSpec, Spans
+from models.kernels.cross_entropy import cross_entropy as kernel_cross_entropy
+from models.kernels.cross_entropy.vocabulary import VocabAxis
 from models.kernels.layer_norm import layer_norm
+from models.kernels.linear_cross_entropy import linear_cross_entropy
 from models.kernels.rms_norm import rms_norm
+from models.loss import PLAIN, Terms
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
 from models.parameters import Declaration, declaration, declare
 from models.precision import UNQUANTISED, ProductsConfig
 from models.products import Axes, Product, QuantisedProduct, WholeAxes, plain_product
-from models.random import Clock, drop, key_tensor, offsets, stream_key
+from models.random import Asked, Clock, drop, key_tensor, offsets, stream_key
 from models.varlen import core_of
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+
+class Loss(Protocol):
+    """Cross entropy, (logits [S, B, share of V], targets int64 [S, B]) -> float32 [S, B], nats."""
+
+    def __call__(self, logits: Tensor, targets: Tensor, terms: Terms = PLAIN, *, in_place: bool = False) -> Tensor:
+        """in_place: backward, which then runs once, may write over the logits."""
 
 
 class Layers(Protocol):
@@ -47,6 +56,7 @@ class Layers(Protocol):
     experts: ExpertAxis
     degree: int
     rank: int
+    kernels: str
 
     def within(self, name: str, *, high: bool = False) -> Self:
         """The factory for a part of the model by this name; high: nothing in it is quantised."""
@@ -80,7 +90,8 @@ class Layers(Protocol):
         """Token embedding, tokens [B, S] -> [S, B, H]; `weight` may be shared with `head`."""
 
     def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
-        """Output projection, called with x, the first sample and a weight or None: [S, B, H] -> [S_full, B, share of rows]."""
+        """Output projection, called with x, a weight or None, what is asked or None, and the first sample: [S, B, H] -> logits
+        [S_full, B, share of rows], or the losses float32 [S_full, B] of what is asked."""
 
     def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:
         """Declare a parameter that every rank holds whole."""
@@ -116,7 +127,7 @@ class Layers(Protocol):
         """How the operands of a product lie whose weight the tensor axis cuts along `outputs` or `inputs`, of a whole x."""
 
     def loss(self) -> Loss:
-        """Cross entropy, (logits [S, B, share of V], targets [S, B]) -> float32 [S, B], nats."""
+        """Cross entropy of the head's logits."""
 
 
 class Named:
@@ -152,6 +163,7 @@ class PlainLayers(Named):
         self.routing = Routing()
         self.experts: ExpertAxis = LocalExperts()
         self.degree, self.rank = 1, 0
+        self.kernels = "auto"
 
     def share(self, count: int) -> int:
         return count
@@ -192,12 +204,11 @@ class PlainLayers(Named):
         return Embedding(rows, hidden, std=std, dtype=self.dtype)
 
     def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
-        head = Head(hidden, rows, std=std, tied=tied, dtype=self.dtype)
+        head = Head(hidden, rows, std=std, tied=tied, dtype=self.dtype, kernels=self.kernels)
         if self.quantised_head():
             declared = Declaration((rows, hidden), None, (), 1, 0, 0.0)
-            head.product = QuantisedProduct(
-                self.products, self.clock.seed, "head.projection", declared, self.product_axes("none")
-            )
+            axes = self.product_axes("none")
+            head.product = QuantisedProduct(self.products, self.clock.seed, "head.projection", declared, axes)
         return head
 
     def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:
@@ -232,7 +243,7 @@ class PlainLayers(Named):
         return counts
 
     def loss(self) -> Loss:
-        return cross_entropy
+        return partial(cross_entropy, kernels=self.kernels)
 
 
 class Linear(nn.Module):
@@ -269,15 +280,20 @@ class Head(nn.Module):
 
     product: Product = staticmethod(plain_product)
 
-    def __init__(self, hidden: int, rows: int, *, std: float, tied: bool, dtype: torch.dtype) -> None:
+    def __init__(self, hidden: int, rows: int, *, std: float, tied: bool, dtype: torch.dtype, kernels: str) -> None:
         super().__init__()
+        self._kernels = kernels
         self.weight = None if tied else nn.Parameter(torch.empty(rows, hidden, dtype=dtype))
         if self.weight is not None:
             declare(self.weight, std=std)
 
-    def forward(self, x: Tensor, first_sample: int | Tensor = 0, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, weight: Tensor | None = None, asked: Asked | None = None, first_sample: int | Tensor = 0
+    ) -> Tensor:
         weight = self.weight if weight is None else weight
         assert weight is not None, "a tied head is handed the embedding's weight"
+        if asked is not None:
+            return head_losses(x, weight, asked, kernels=self._kernels)
         return self.product(x, weight, None, first_sample)
 
 
@@ -332,7 +348,24 @@ def offsets_of(layers: Layers, x: Tensor, first_sample: int, sequence_length: in
     return index.transpose(0, 1)
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy in float32 without reduction: logits [S, B, V], targets [S, B] int64 -> [S, B], nats."""
-    flat = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return flat.view(targets.shape)
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    terms: Terms = PLAIN,
+    *,
+    in_place: bool = False,
+    axis: VocabAxis | None = None,
+    kernels: str = "auto",
+) -> Tensor:
+    """Cross entropy in float32 without reduction: logits [S, B, share of V], targets [S, B] int64 -> [S, B], nats."""
+    options = {"z_loss": terms.z_loss, "label_smoothing": terms.label_smoothing, "axis": axis}
+    return kernel_cross_entropy(logits, targets, in_place=in_place, kernels=kernels, **options)  # type: ignore[arg-type]
+
+
+def head_losses(
+    x: Tensor, weight: Tensor, asked: Asked, *, axis: VocabAxis | None = None, kernels: str = "auto"
+) -> Tensor:
+    """Losses float32 [S, B] of x [S, B, H] and the head's rows [share of V, H]."""
+    terms, weights = asked.terms, None if asked.weights is None else asked.weights.t()
+    options = {"z_loss": terms.z_loss, "label_smoothing": terms.label_smoothing, "axis": axis}
+    return linear_cross_entropy(x, weight, asked.targets.t(), weights=weights, kernels=kernels, **options)  # type: ignore[arg-type]

@@ -8,12 +8,14 @@ and any rectangle of a tensor can be made alone: a shard holds the same bits as 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from models.keys import GAMMA, MIX1, MIX2, signed
 from models.keys import stream_key as stream_key
+from models.loss import PLAIN, Terms
 
 CHUNK = 1 << 20  # elements at a time: temporaries stay in cache, memory beyond the tensor stays constant
 
@@ -63,9 +65,23 @@ def fill_normal(tensor: Tensor, key: int, shape: tuple[int, ...], offset: tuple[
         part.copy_(torch.erfinv(uniform(key, index).mul_(2).sub_(1)).mul_(math.sqrt(2) * std))
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a head is asked for that gives losses instead of logits. targets: int64 [R, S], S this rank's positions of what is
+    predicted; weights: float32 [R, S] that the losses will be multiplied by, where they are known before."""
+
+    targets: Tensor
+    weights: Tensor | None = None
+    terms: Terms = PLAIN
+
+    def of(self, rows: slice) -> Asked:
+        """Of some of the sequences."""
+        return Asked(self.targets[rows], None if self.weights is None else self.weights[rows], self.terms)
+
+
 class Clock:
     """Which samples a forward pass sees, so that dropout masks are a function of the sample and not of the layout, and
-    the documents and prefixes that they are made of, which every stage of a pipeline must know.
+    the documents, prefixes and targets that they are made of, which every stage of a pipeline must know.
 
     The engine calls `start` once a step with the global index of the first sequence of this data rank; the
     micro-batches follow in order. A block asks `first_sample` once a forward pass; recomputation is given the same
@@ -81,14 +97,21 @@ class Clock:
         self._prefix: Tensor | None = None
         self._positions: Tensor | None = None
         self._borders: list[list[int]] | None = None
+        self._asked: Asked | None = None
 
-    def start(self, first_sample: int, documents: Tensor | None = None, prefix: Tensor | None = None) -> None:
+    def start(
+        self,
+        first_sample: int,
+        documents: Tensor | None = None,
+        prefix: Tensor | None = None,
+        asked: Asked | None = None,
+    ) -> None:
         """A step begins whose first sequence on this data rank has this global index. documents: int64 [R, S], the number
         of each token's document, S uncut; for models whose attention does not cross documents. prefix: bool [R, S], tokens
-        that their whole document sees; None for none."""
+        that their whole document sees; None for none. asked: what the head gives losses of; None for logits."""
         self.moment += 1
         self._first, self._documents, self._prefix, self._positions = first_sample, documents, prefix, None
-        self._borders = None
+        self._borders, self._asked = None, asked
         self._calls = {}
 
     def first_sample(self, block: str, sequences: int) -> int:
@@ -96,6 +119,13 @@ class Clock:
         calls = self._calls.get(block, 0)
         self._calls[block] = calls + 1
         return self._first + calls * sequences
+
+    def asked(self, first_sample: int, sequences: int) -> Asked | None:
+        """What the head gives losses of for some sequences of this step, [B, S]; None where it gives logits."""
+        if self._asked is None:
+            return None
+        start = first_sample - self._first
+        return self._asked.of(slice(start, start + sequences))
 
     def documents(self, first_sample: int, sequences: int) -> Tensor:
         """Document numbers int64 [B, S] of some sequences of this step, S uncut."""

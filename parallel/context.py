@@ -19,7 +19,7 @@ from models.core import AttentionCore, CoreSpec, Spans, document_numbers, positi
 from models.layers import PlainLayers
 from models.precision import UNQUANTISED, ProductsConfig
 from models.products import Axes
-from models.random import Clock
+from models.random import Asked, Clock
 from models.varlen import core_of
 from parallel.engines.base import Batch
 from parallel.mesh import Mesh
@@ -77,14 +77,16 @@ def documents_of(model: ModelConfig, tokens: Tensor, device: torch.device) -> Te
     return document_numbers(tokens.to(device), model.document_end) if model.document_mask else None
 
 
-def start_clock(clock: Clock, model: ModelConfig, batch: Batch, device: torch.device) -> None:
-    """Tell the clock of a batch whose sequences are uncut: its samples, and what the model's attention asks for of documents
-    (the batch's own, or what ends parted) and prefixes."""
+def start_clock(
+    clock: Clock, model: ModelConfig, batch: Batch, device: torch.device, asked: Asked | None = None
+) -> None:
+    """Tell the clock of a batch whose sequences are uncut: its samples, what the model's attention asks for of documents (the
+    batch's own, or what ends parted) and prefixes, and what a head that gives losses is asked."""
     documents = documents_of(model, batch.inputs, device)
     if documents is not None and batch.documents is not None:
         documents = batch.documents.to(device)
     prefix = batch.prefix.to(device) if model.prefix_mask and batch.prefix is not None else None
-    clock.start(batch.first_sample, documents, prefix)
+    clock.start(batch.first_sample, documents, prefix, asked)
 
 
 def core_for(mesh: Mesh, spec: CoreSpec, clock: Clock, heads: int) -> AttentionCore:

@@ -18,13 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.core import AttentionCore, CoreSpec, Spans, slice_spans
-from models.layers import Layers, Loss, Named, PlainLayers
+from models.layers import Layers, Loss, Named, PlainLayers, cross_entropy, head_losses
+from models.loss import PLAIN, Terms
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
 from models.parameters import Declaration, declaration, declare
 from models.precision import UNQUANTISED, ProductsConfig
 from models.products import Axes, QuantisedProduct
-from models.random import Clock
+from models.random import Asked, Clock
 from parallel.context import AcrossContext, ContextLayers, core_for, cut_for
 from parallel.experts import MeshExperts
 from parallel.megatron import (
@@ -34,7 +35,6 @@ from parallel.megatron import (
     VocabParallelEmbedding,
     copy_to_tensor_model_parallel_region,
     linear_with_grad_accumulation_and_async_allreduce,
-    vocab_parallel_cross_entropy,
 )
 from parallel.mesh import Mesh
 from parallel.products import MeshAxes
@@ -171,6 +171,7 @@ class MegatronLayers(AcrossContext, Named):
         self.sum_at_entry = mesh.config.compile != "none"
         # use_cpu_initialization allocates with torch.empty on the current default device, which serves every device;
         # perform_initialization=False leaves the values to us, so no rank ever holds a whole matrix.
+        self.kernels = "auto"
         self.config = ModelParallelConfig(
             tensor_model_parallel_size=self.degree,
             use_cpu_initialization=True,
@@ -224,7 +225,7 @@ class MegatronLayers(AcrossContext, Named):
         return _Embedding(self, rows, hidden, std=std)
 
     def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
-        layer = _Column(self, hidden, (rows,), bias=False, std=std, tied=tied)
+        layer = _Head(self, hidden, (rows,), bias=False, std=std, tied=tied)
         if self.quantised_head():
             layer.product = self._product("head.projection", layer.declared, "outputs")
         return layer
@@ -240,7 +241,11 @@ class MegatronLayers(AcrossContext, Named):
         return copy_to_tensor_model_parallel_region(parameter, group=self.group)
 
     def loss(self) -> Loss:
-        return _loss
+        return self._loss
+
+    def _loss(self, logits: Tensor, targets: Tensor, terms: Terms = PLAIN, *, in_place: bool = False) -> Tensor:
+        axis = Vocabulary(self.group, logits.shape[-1])
+        return cross_entropy(logits, targets, terms, in_place=in_place, axis=axis, kernels=self.kernels)
 
     def enter(self, x: Tensor) -> Tensor:
         return (_GatherSequence if self.sequence_parallel else _SumGradient).apply(x, self.group)
@@ -255,9 +260,15 @@ class MegatronLayers(AcrossContext, Named):
         return _all_gather(choices, self.group) if self.sequence_parallel else choices
 
 
-def _loss(logits: Tensor, targets: Tensor) -> Tensor:
-    # megatron-core writes into its logits in place, so it gets a float32 copy of its own
-    return vocab_parallel_cross_entropy(logits.float().clone(), targets)
+class Vocabulary:
+    """The vocabulary over a group of ranks, each of which holds `rows` of it, in order."""
+
+    def __init__(self, group: dist.ProcessGroup, rows: int) -> None:
+        self._group = group
+        self.first, self.size = group.rank() * rows, group.size() * rows
+
+    def gather(self, x: Tensor) -> Tensor:
+        return _all_gather(x.unsqueeze(0), self._group)
 
 
 class _Column(nn.Module):
@@ -302,6 +313,20 @@ class _Column(nn.Module):
         ):  # else megatron-core's layer enters the region itself
             x = self._layers.enter(x)
         return _lend(self.linear, self, x, weight)[0]
+
+
+class _Head(_Column):
+    """The output head, which may give losses."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, weight: Tensor | None = None, asked: Asked | None = None, first_sample: int | Tensor = 0
+    ) -> Tensor:
+        """x: [S(/T), B, H] -> logits [S, B, share of V], or losses [S, B], the same on every rank."""
+        if asked is None:
+            return super().forward(x, first_sample, weight)
+        weight = self.weight if weight is None else weight
+        axis = Vocabulary(self._layers.group, weight.shape[0])
+        return head_losses(self._layers.enter(x), weight, asked, axis=axis, kernels=self._layers.kernels)
 
 
 class _Row(nn.Module):

@@ -39,7 +39,6 @@ with warnings.catch_warnings(), _lean():
         ColumnParallelLinear,
         RowParallelLinear,
         VocabParallelEmbedding,
-        vocab_parallel_cross_entropy,
     )
     from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
     from megatron.core.tensor_parallel.mappings import (
@@ -54,5 +53,4 @@ __all__ = [
     "copy_to_tensor_model_parallel_region",
     "linear_with_grad_accumulation_and_async_allreduce",
     "parallel_state",
-    "vocab_parallel_cross_entropy",
 ]

@@ -9,6 +9,9 @@ from models.config import ModelConfig
 from parallel.config import ParallelConfig
 from parallel.schedule import chunks_in_flight, owner, stage_count
 
+FUSED_LOGITS = 256 << 20
+"""What the logits of a chunk may take (models/kernels/linear_cross_entropy/chunks.py, which imports torch)."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -62,13 +65,16 @@ def estimate(
     layers = -(-(model.layers + model.encoder_layers) // stage_count(parallel))
     last = stage == owner(parallel, stage_count(parallel) - 1)
     predicted = tokens - tokens * model.encoder_length // train.sequence_length
-    logits = 8 * model.padded_vocab // parallel.tensor * predicted if last else 0
+    rows = model.padded_vocab // parallel.tensor
+    logits = 8 * rows * predicted
+    if recipe.loss.fused:  # logits of a chunk, and the gradient of the head in float32
+        logits = min(size * rows * predicted, FUSED_LOGITS) + 4 * rows * model.hidden_size
     kept = activation_bytes_per_token(model, parallel, size, train.sequence_length)
     return Memory(
         weights=(cut if zero == 3 else held) * size,
         gradients=(cut if zero >= 2 else held) * 4,
         optimizer=0 if parallel.offload_optimizer else states,
-        activations=kept * layers * tokens * in_flight + logits,
+        activations=kept * layers * tokens * in_flight + (logits if last else 0),
     )
 
 

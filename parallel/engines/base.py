@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.loss import LossConfig
 from models.moe.telemetry import LayerRouting
 from models.objectives.config import ReweightConfig
 from parallel.checkpoint.pieces import Piece
@@ -75,6 +76,7 @@ class EngineSpec:
     seed: int
     reweight: ReweightConfig = ReweightConfig()
     master: str = "float32"
+    loss: LossConfig = LossConfig()
 
     def cut(self, batch: Batch) -> tuple[int, int]:
         """(sequences in each micro-batch of a batch whose sequences are whole, how many there are). A ragged last one would

@@ -77,7 +77,7 @@ class DeepSpeedEngine:
         self.dtype = model_dtype(spec.precision.name)
         self.clock, self.cut = Clock(spec.seed), cut_for(mesh)
         self.layers = layers_for(mesh, self.dtype, self.clock, products=spec.precision.products)
-        self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh)
+        self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh, spec.loss)
         self.pipelined = mesh.config.pipeline > 1
         self._norm = 0.0
         self._room = (0, 0)
@@ -112,7 +112,7 @@ class DeepSpeedEngine:
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         rows, count = self.spec.cut(batch)
         self._expect(rows, count)
-        batch = self._share(batch)
+        batch = self._share(batch, training=True)
         self.layers.routing.start(self._routing_scale(count))
         set_learning_rate(self.engine.basic_optimizer, learning_rate)
         batch, valid = self._scaled(batch, count)
@@ -128,7 +128,7 @@ class DeepSpeedEngine:
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         rows, count = self.spec.cut(batch)
-        batch = self._share(batch)
+        batch = self._share(batch, training=False)
         scaled, valid = self._scaled(batch, count)
         if self.pipelined:
             self._make_room(rows, batch.inputs.shape[1])
@@ -292,9 +292,10 @@ class DeepSpeedEngine:
         scale = float(getattr(self.engine.optimizer, "loss_scale", 1.0) or 1.0)
         return scale * self.mesh.config.context / count
 
-    def _share(self, batch: Batch) -> Batch:
+    def _share(self, batch: Batch, *, training: bool) -> Batch:
         """This rank's positions of a batch, of which the clock is told whole."""
-        start_clock(self.clock, self.spec.model, batch, self.device)
+        asked = self._loss.asked(batch, self.spec.model, training=training)
+        start_clock(self.clock, self.spec.model, batch, self.device, asked)
         return self.cut.batch(batch)
 
     def _expect(self, rows: int, count: int) -> None:
@@ -332,8 +333,8 @@ class DeepSpeedEngine:
         for micro in micro_batches(batch, rows):
             yield micro.inputs, (micro.targets, micro.weights)
 
-    def _loss_sum(self, logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
-        return self._loss(logits, *labels, training=self.module.training)
+    def _loss_sum(self, output: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
+        return self._loss(output, *labels, training=self.module.training)
 
     def _clip_or_skip(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Before the update at ZeRO 0: the global norm with replicated and tied parameters counted once, then clipping;

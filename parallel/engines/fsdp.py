@@ -99,7 +99,7 @@ class FsdpEngine:
         self.dtype = model_dtype(spec.precision.name)
         self.clock, self.cut = Clock(spec.seed), cut_for(mesh)
         self.layers = layers_for(mesh, torch.float32, self.clock, products=spec.precision.products)
-        self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh)
+        self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh, spec.loss)
         self.replicas = mesh.config.data_replicas if mesh.config.zero_stage else mesh.config.replicas
         self.stages = stage_count(mesh.config)
         self.dense = self._spread(1)
@@ -123,7 +123,7 @@ class FsdpEngine:
         rows, count = self.spec.cut(batch)
         for module in self.modules.values():
             module.train()
-        batch = self._share(batch)
+        batch = self._share(batch, training=True)
         valid = self.mesh.sum_over_data(float(batch.weights.sum()))
         self._batch, self._factor = batch, self.scale.factor * self.mesh.config.replicas / valid
         # FSDP2 means over replicas, of which context ranks hold parts of one micro-batch
@@ -150,11 +150,11 @@ class FsdpEngine:
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         rows, _ = self.spec.cut(batch)
-        batch, total = self._share(batch), 0.0
+        batch, total = self._share(batch, training=False), 0.0
         for micro in micro_batches(batch, rows):
-            logits = self._forward(micro.inputs)
-            if logits is not None:
-                total += float(self._weighted(logits, micro.targets, micro.weights))
+            output = self._forward(micro.inputs)
+            if output is not None:
+                total += float(self._weighted(output, micro.targets, micro.weights))
         self._reshard()
         return self._sum_over_world(total, 0.0)[0], self.mesh.sum_over_data(float(batch.weights.sum()))
 
@@ -278,9 +278,13 @@ class FsdpEngine:
         share = self.mesh.config.tensor if self.mesh.config.sequence_parallel else 1
         return length // share, rows, self.spec.model.hidden_size
 
-    def _ends(self, rows: int, length: int) -> tuple[int, ...]:
-        """Shape of a micro-batch's logits on this rank."""
-        return length - self.spec.model.encoder_length, rows, self.spec.model.padded_vocab // self.mesh.config.tensor
+    def _ends(self, rows: int, length: int) -> Tensor:
+        """Shape and type of a micro-batch's logits on this rank, or of its losses."""
+        shape = length - self.spec.model.encoder_length, rows
+        if self.spec.loss.fused:
+            return torch.empty(shape, dtype=torch.float32, device="meta")
+        share = self.spec.model.padded_vocab // self.mesh.config.tensor
+        return torch.empty(*shape, share, dtype=self.dtype, device="meta")
 
     def _saves(self, index: int, shard: Shard) -> bool:
         """Whether this rank writes its rows: one rank of the tensor axis for whole parameters, replicas take turns."""
@@ -290,9 +294,10 @@ class FsdpEngine:
 
     # Stepping -------------------------------------------------------------------------------------------------------
 
-    def _share(self, batch: Batch) -> Batch:
+    def _share(self, batch: Batch, *, training: bool) -> Batch:
         """This rank's positions of a batch, of which the clock is told whole."""
-        start_clock(self.clock, self.spec.model, batch, self.device)
+        asked = self._loss.asked(batch, self.spec.model, training=training)
+        start_clock(self.clock, self.spec.model, batch, self.device, asked)
         return self.cut.batch(batch)
 
     def _run_plain(self, batch: Batch, rows: int) -> None:
@@ -306,16 +311,16 @@ class FsdpEngine:
             self._losses += loss.detach()
             (loss * self._factor).backward()
 
-    def _stage_loss(self, logits: Tensor, rows: Tensor) -> Tensor:
+    def _stage_loss(self, output: Tensor, rows: Tensor) -> Tensor:
         assert self._batch is not None
         rows = rows.to(self._batch.targets.device)
-        loss = self._weighted(logits, self._batch.targets[rows], self._batch.weights[rows])
+        loss = self._weighted(output, self._batch.targets[rows], self._batch.weights[rows])
         self._losses += loss.detach()
         return loss * self._factor
 
-    def _weighted(self, logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def _weighted(self, output: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         training = any(module.training for module in self.modules.values())
-        return self._loss(logits, targets.to(self.device), weights.to(self.device), training=training)
+        return self._loss(output, targets.to(self.device), weights.to(self.device), training=training)
 
     def _forward(self, tokens: Tensor) -> Tensor | None:
         for module in self.modules.values():

@@ -13,24 +13,49 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from models.config import ModelConfig
 from models.layers import Loss
+from models.loss import PLAIN, LossConfig, Terms
 from models.objectives.config import ReweightConfig
+from models.random import Asked
+from parallel.context import cut_for
+from parallel.engines.base import Batch
 from parallel.mesh import Mesh
+from parallel.schedule import SCHEDULES
 
 
 class WeightedLoss:
-    """What the losses of a micro-batch add up to. loss: (logits [S', B, share of V], targets [S', B]) -> [S', B]."""
+    """What the losses of a micro-batch add up to. loss: (logits [S', B, share of V], targets [S', B]) -> [S', B]; options: its
+    terms, which only training has, and whether the head gives losses itself."""
 
-    def __init__(self, loss: Loss, config: ReweightConfig, mesh: Mesh) -> None:
-        self.loss, self.config, self.mesh = loss, config, mesh
+    def __init__(self, loss: Loss, config: ReweightConfig, mesh: Mesh, options: LossConfig | None = None) -> None:
+        self.loss, self.config, self.mesh, self.options = loss, config, mesh, options or LossConfig()
 
-    def __call__(self, logits: Tensor, targets: Tensor, weights: Tensor, *, training: bool) -> Tensor:
-        """Sum of the weighted losses of logits [S', B, share of V], which are those of the last S' of targets and weights
-        [B, S]: an encoder's rows predict nothing, and have none. In training, sequences are weighted too."""
-        first = targets.shape[1] - logits.shape[0]
-        return self.sum(
-            self.loss(logits, targets[:, first:].t().contiguous()), weights[:, first:].t(), training=training
-        )
+    def asked(self, batch: Batch, model: ModelConfig, *, training: bool) -> Asked | None:
+        """What the head is asked of a batch of uncut sequences, if it is to give losses. It is told the weights too, and then
+        computes gradients as it goes (`models/kernels/linear_cross_entropy/chunks.py`), unless losses are weighted by
+        themselves, or so many micro-batches go forward before the first goes back that their gradients would pile up."""
+        if not self.options.fused:
+            return None
+        config = self.mesh.config
+        piled_up = config.pipeline > 1 and config.schedule == "gpipe"
+        own, device = cut_for(self.mesh).batch(batch), self.mesh.device
+        targets, weights = (part[:, model.encoder_length :].to(device) for part in (own.targets, own.weights))
+        told = training and self.config.name == "none" and not piled_up
+        return Asked(targets, weights if told else None, self._terms(training))
+
+    def __call__(self, output: Tensor, targets: Tensor, weights: Tensor, *, training: bool) -> Tensor:
+        """Sum of the weighted losses of logits [S', B, share of V], or of losses [S', B], which are those of the last S' of
+        targets and weights [B, S]: an encoder's rows predict nothing, and have none. Training weights sequences, too."""
+        first = targets.shape[1] - output.shape[0]
+        if output.dim() == 3:
+            # where backward is split the engine runs it twice
+            once = training and not SCHEDULES[self.mesh.config.schedule].splits_backward
+            output = self.loss(output, targets[:, first:].t().contiguous(), self._terms(training), in_place=once)
+        return self.sum(output, weights[:, first:].t(), training=training)
+
+    def _terms(self, training: bool) -> Terms:
+        return self.options.terms if training else PLAIN
 
     def sum(self, losses: Tensor, weights: Tensor, *, training: bool) -> Tensor:
         """losses, weights: [S', B] -> their weighted sum."""

@@ -24,6 +24,7 @@ from parallel.timeline import BACKWARD, FORWARD, INPUT, WEIGHT
 
 StageLoss = Callable[[Tensor, Tensor], Tensor]
 Shape = Callable[[int, int], tuple[int, ...]]
+Ends = Callable[[int, int], Tensor]
 Watch = Callable[[int, str, int, Callable[[], Any]], Any]
 """(stage, kind, micro-batch, action) -> what the action gives: does it, and may note when."""
 
@@ -73,9 +74,9 @@ class Pipeline:
     both, so they are built when a batch of another shape comes. That takes milliseconds, while kept ones would hold room for
     all that their micro-batches receive.
 
-    modules: stage -> module. between, ends: from a micro-batch's tokens [B, S] to the shapes of what stages pass on
-    [S(/T), B, H] and of the logits [S, B, V(/T)]. loss: (logits, rows [B]) -> what backward starts from, where rows index the
-    sequences of the batch of this step.
+    modules: stage -> module. between: from a micro-batch's tokens [B, S] to the shape of what stages pass on, [S(/T), B, H];
+    ends: to a meta tensor like what the last gives, logits [S, B, V(/T)] or losses [S, B]. loss: (output, rows [B]) -> what
+    backward starts from, where rows index the sequences of the batch of this step.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Pipeline:
         loss: StageLoss,
         *,
         between: Shape,
-        ends: Shape,
+        ends: Ends,
         dtype: torch.dtype,
     ) -> None:
         self.mesh, self.modules, self.config = mesh, modules, mesh.config
@@ -109,7 +110,7 @@ class Pipeline:
     def _build(self, count: int, rows: int, length: int) -> Any:
         tokens = torch.empty(rows, length, dtype=torch.int64, device="meta")
         between = torch.empty(self.between(rows, length), dtype=self.dtype, device="meta", requires_grad=True)
-        ends = torch.empty(self.ends(rows, length), dtype=self.dtype, device="meta", requires_grad=True)
+        ends = self.ends(rows, length).requires_grad_()
         held = [
             Stage(
                 module,
@@ -130,7 +131,7 @@ class Pipeline:
 
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> Tensor | None:
-        """Logits of one micro-batch on the rank of the last stage, None elsewhere: stage after stage, whatever the schedule."""
+        """What the last stage gives of a micro-batch, None on other ranks: stage after stage, whatever the schedule."""
         x: Tensor | None = tokens
         between = self.between(*tokens.shape)
         for stage in range(self.stages):

@@ -54,7 +54,7 @@ class TorchEngine:
         self.dtype = model_dtype(spec.precision.name)
         self.clock = Clock(spec.seed)
         self.layers = layers_for(mesh, self.dtype, self.clock, products=spec.precision.products)
-        self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh)
+        self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh, spec.loss)
         with torch.device(self.device):
             self.model = Decoder(spec.model, self.layers, recompute=spec.parallel.recompute)
         self.layers.routing.place(self.device)
@@ -81,7 +81,7 @@ class TorchEngine:
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         rows, count = self.spec.cut(batch)
         self.model.train()
-        start_clock(self.clock, self.spec.model, batch, self.device)
+        self._start_clock(batch, training=True)
         self.layers.routing.start(self.scale.factor / count)
         valid = float(batch.weights.sum())
         loss_sum = torch.zeros((), device=self.device)
@@ -103,7 +103,7 @@ class TorchEngine:
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         self.model.eval()
-        start_clock(self.clock, self.spec.model, batch, self.device)
+        self._start_clock(batch, training=False)
         total = 0.0
         with torch.no_grad():
             for micro in micro_batches(batch, self.spec.cut(batch)[0]):
@@ -139,10 +139,14 @@ class TorchEngine:
         for hook in self._hooks:
             hook.remove()
 
+    def _start_clock(self, batch: Batch, *, training: bool) -> None:
+        asked = self._loss.asked(batch, self.spec.model, training=training)
+        start_clock(self.clock, self.spec.model, batch, self.device, asked)
+
     def _loss_sum(self, micro: Batch) -> Tensor:
-        logits = self.model(micro.inputs.to(self.device))
+        output = self.model(micro.inputs.to(self.device))
         targets, weights = micro.targets.to(self.device), micro.weights.to(self.device)
-        return self._loss(logits, targets, weights, training=self.model.training)
+        return self._loss(output, targets, weights, training=self.model.training)
 
     def _accumulate_in_float32(self) -> list:
         """Move each gradient into its master's float32 sum as soon as autograd has it."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from launcher.config import OptimizerConfig
 from models.config import ModelConfig
+from models.loss import LossConfig
 from models.moe.config import MoEConfig
 from models.objectives.config import MaskedConfig, MiddleConfig, ObjectiveConfig, ReweightConfig, SpanConfig
 from parallel.config import ParallelConfig, PrecisionConfig
@@ -233,6 +234,7 @@ class Case:
     """What is asked of the model: one of OBJECTIVES, or every next token."""
     kernels: str = "auto"
     """What computes AdamW."""
+    loss: LossConfig = LossConfig()
     wide: bool = False
     """A model whose matrices are larger than whatever else is allocated; never stepped."""
 
@@ -280,6 +282,8 @@ class Case:
         words += [] if config.compile == "none" else ["compiled"]
         words += [self.dialect, self.optimizer.name]
         words += [self.objective] if self.objective else []
+        words += ["fused"] if self.loss.fused else []
+        words += [] if self.loss.terms.plain else ["terms"]
         words += [] if self.precision.name == "fp32" else [self.precision.name]
         return "-".join(words)
 

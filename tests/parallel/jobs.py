@@ -97,6 +97,7 @@ def spec_of(case: Case, mesh: Mesh) -> EngineSpec:
         sequence_length=LENGTH,
         seed=case.seed,
         reweight=OBJECTIVES[case.objective][0].reweight if case.objective else ReweightConfig(),
+        loss=case.loss,
     )
 
 

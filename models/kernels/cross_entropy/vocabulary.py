@@ -1,4 +1,4 @@
-"""What cross entropy is told beside logits: further terms of the loss, and where this rank's logits stand in the vocabulary."""
+"""What cross entropy is told beside logits: terms of the loss, and where this rank's logits stand in the vocabulary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.errors import ModelError
+from models.loss import Terms as Terms
 
 
 class VocabAxis(Protocol):
@@ -21,31 +21,6 @@ class VocabAxis(Protocol):
 
     def gather(self, x: Tensor) -> Tensor:
         """A small float tensor -> [processes, *x.shape], on each of them the same."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The loss of a token is lse - (1 - s) logit[target] - s mean(logits) + z lse², in nats, where lse is the logarithm of the
-    sum of exp(logits).
-
-    z_loss: z, which keeps lse near 0 (PaLM, arXiv 2204.02311, section 5, has 1e-4). label_smoothing: s, the share of a target
-    that is spread evenly over the vocabulary (arXiv 1512.00567), of which padding rows are a part, as they are of the softmax.
-    """
-
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse what is no such share."""
-        if not self.z_loss >= 0:
-            raise ModelError(f"loss.z_loss={self.z_loss}: must be at least 0")
-        if not 0 <= self.label_smoothing < 1:
-            raise ModelError(f"loss.label_smoothing={self.label_smoothing}: must be at least 0 and below 1")
-
-    @property
-    def plain(self) -> bool:
-        """Whether the loss is the target's negative log-likelihood alone."""
-        return not self.z_loss and not self.label_smoothing
 
 
 @dataclass(frozen=True)
