@@ -28,7 +28,7 @@ from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
 from models.parameters import Declaration, declaration, declare
 from models.precision import UNQUANTISED, ProductsConfig
-from models.products import Axes, Product, QuantisedProduct, WholeAxes, plain_product
+from models.products import Axes, Product, QuantisedProduct, WholeAxes, plain_product, round_rows
 from models.random import Asked, Clock, drop, key_tensor, offsets, stream_key
 from models.varlen import core_of
 
@@ -56,7 +56,6 @@ class Layers(Protocol):
     experts: ExpertAxis
     degree: int
     rank: int
-    kernels: str
 
     def within(self, name: str, *, high: bool = False) -> Self:
         """The factory for a part of the model by this name; high: nothing in it is quantised."""
@@ -124,7 +123,8 @@ class Layers(Protocol):
         """Sum of integers over the context axis."""
 
     def product_axes(self, cut: str) -> Axes:
-        """How the operands of a product lie whose weight the tensor axis cuts along `outputs` or `inputs`, of a whole x."""
+        """How the operands of a product lie whose weight the tensor axis cuts along `outputs` or `inputs`, of a whole x; of one
+        that every rank holds whole (`none`), x as it flows between blocks."""
 
     def loss(self) -> Loss:
         """Cross entropy of the head's logits."""
@@ -142,6 +142,12 @@ class Named:
         if high:
             found.products = UNQUANTISED
         return found
+
+    def rounded_embedding(self, embedding: nn.Module) -> nn.Module:
+        """An embedding [B, S] -> [S, B, H] whose vectors are in the weights' format, where `high` does not name it."""
+        if self.products.quantised and "embeddings" not in self.products.high:
+            embedding.register_forward_hook(lambda module, inputs, output: round_rows(output, self.products))
+        return embedding
 
     def quantised_head(self) -> bool:
         """Whether the head's products are quantised."""
@@ -201,7 +207,7 @@ class PlainLayers(Named):
         return WholeAxes()
 
     def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
-        return Embedding(rows, hidden, std=std, dtype=self.dtype)
+        return self.rounded_embedding(Embedding(rows, hidden, std=std, dtype=self.dtype))
 
     def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
         head = Head(hidden, rows, std=std, tied=tied, dtype=self.dtype, kernels=self.kernels)
@@ -244,6 +250,15 @@ class PlainLayers(Named):
 
     def loss(self) -> Loss:
         return partial(cross_entropy, kernels=self.kernels)
+
+
+def replicated_product(layers: Layers, name: str, weight: Tensor) -> Product:
+    """The product with a weight that every rank holds whole, quantised where `high` does not name it."""
+    products = layers.products
+    if not products.quantised or name in products.high:
+        return plain_product
+    path = f"{layers.name}.{name}"
+    return QuantisedProduct(products, layers.clock.seed, path, declaration(weight), layers.product_axes("none"))
 
 
 class Linear(nn.Module):

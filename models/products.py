@@ -205,6 +205,27 @@ def _token_places(x: Tensor, positions: Tensor, line: Line, first_sample: int | 
     return positions, samples, line.places(x.device)
 
 
+def round_rows(x: Tensor, config: ProductsConfig) -> Tensor:
+    """Vectors [..., H] in the format of forward's weights, each by itself; the gradient passes as it is."""
+    format = config.forward.weight
+    if format == "none":
+        return x
+    rounding = "nearest_even" if config.forward.rounding == "stochastic" else config.forward.rounding
+    rows = x.detach().flatten(0, -2)
+    found = operand(
+        rows,
+        format,
+        -1,
+        scale=config.scale,
+        scope="row",
+        rounding=rounding,
+        square=False,
+        drawn=None,
+        largest=lambda amax, whole: amax,
+    )
+    return x + (found.values(x.dtype).view_as(x) - x.detach())
+
+
 class _Linear(torch.autograd.Function):
     """x [..., K], weight [N, K] -> [..., N], quantised in all three products."""
 

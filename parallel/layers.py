@@ -212,7 +212,7 @@ class MegatronLayers(AcrossContext, Named):
         return layer
 
     def product_axes(self, cut: str) -> Axes:
-        return MeshAxes(self._mesh, cut, self.spans_in_heads)
+        return MeshAxes(self._mesh, cut, self.spans if cut == "none" else self.spans_in_heads)
 
     def _product(self, name: str, declared: Declaration, cut: str) -> QuantisedProduct:
         axes = self.product_axes(cut)
@@ -222,7 +222,7 @@ class MegatronLayers(AcrossContext, Named):
         return QuantisedProduct(self.products, self.clock.seed, name, declared, axes)
 
     def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
-        return _Embedding(self, rows, hidden, std=std)
+        return self.rounded_embedding(_Embedding(self, rows, hidden, std=std))
 
     def head(self, hidden: int, rows: int, *, std: float, tied: bool) -> nn.Module:
         layer = _Head(self, hidden, (rows,), bias=False, std=std, tied=tied)

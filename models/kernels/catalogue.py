@@ -7,7 +7,18 @@ from importlib import import_module
 
 from models.kernels.runtime.compiling import Compilation
 
-KERNELS: tuple[str, ...] = ("rms_norm", "layer_norm", "gated", "squared_relu", "poly_norm", "rotary", "cross_entropy", "linear_cross_entropy", "moe_permute", "adamw",)
+KERNELS: tuple[str, ...] = (
+    "rms_norm",
+    "layer_norm",
+    "gated",
+    "squared_relu",
+    "poly_norm",
+    "rotary",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "moe_permute",
+    "adamw",
+)
 """Folders with `reference.py`, `triton.py` and, some, `kernel.cu`."""
 
 CUDA: tuple[str, ...] = ("adamw",)

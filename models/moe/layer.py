@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.core import positions_of
 from models.feedforward import FeedForward
-from models.kernels.moe_permute import order_of, permute, unpermute
+from models.kernels.moe_permute import Order, order_of, permute, unpermute
 from models.layers import Layers
 from models.moe.experts import Experts
+from models.moe.products import POSITION
 from models.moe.router import Router
 
 
@@ -21,6 +23,8 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: ModelConfig, layers: Layers, layer: int) -> None:
         super().__init__()
         self._layers = layers
+        # no block of what is quantised along tokens may hold those of two experts
+        self._multiple = layers.products.step("weight_gradient")
         self.router = Router(config.moe, layers, config.hidden_size, layer, std=config.init_std)
         self.experts = Experts(config, layers.within("experts"))
         shared = config.moe.shared_experts * config.expert_width
@@ -31,14 +35,25 @@ class MixtureOfExperts(nn.Module):
         weights, experts, kept = self.router(x, first_sample)
         whole = self._layers.enter(x)
         tokens = whole.flatten(0, 1)
-        order, kernels = order_of(experts, kept, self.router.config.experts), self._layers.kernels
+        order, kernels = order_of(experts, kept, self.router.config.experts, self._multiple), self._layers.kernels
         axis = self._layers.experts
         sent = axis.send(permute(tokens, order, kernels), order.counts)
         always = self._shared(x, first_sample)  # while the tokens travel
         rows, counts = sent.arrived()
-        results = sent.back(self.experts(rows, counts))
+        results = sent.back(self.experts(rows, counts, self._names(order, whole, first_sample)))
         y = self._layers.leave(unpermute(results, weights, order, kernels).view_as(whole))
         return y if always is None else y + always
+
+    def _names(self, order: Order, whole: Tensor, first_sample: int) -> Tensor | None:
+        """Which token arrives in each row, as `Rows.tokens` tells, where its numbers are rounded at random. whole: [S, B, H]."""
+        if not self._layers.products.stochastic:
+            return None
+        length, batch = whole.shape[:2]
+        positions = positions_of(self._layers.spans_in_heads(length), whole.device)
+        names = (torch.arange(batch, device=whole.device) + first_sample << POSITION) + positions[:, None]
+        names = torch.cat((names.flatten(), names.new_zeros(1)))  # a row of zeros is no token's
+        copies = names[order.rows // order.top_k]
+        return self._layers.experts.send(copies[:, None], order.counts).arrived()[0].flatten()
 
     def _shared(self, x: Tensor, first_sample: int) -> Tensor | None:
         if self.shared is None:

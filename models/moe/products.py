@@ -1,7 +1,7 @@
 """Products of tokens with their experts' matrices: grouped, one by one, or with operands in block formats.
 
 Tokens come sorted by expert. Where the weight gradient is quantised along them, every expert's group is a whole number of
-blocks (`Layers.expert_rows`), so that no block holds tokens of two experts, or of two ranks.
+blocks (`models.kernels.moe_permute.order_of`), so that no block holds tokens of two experts, or of two ranks.
 
 Shapes: N tokens, E experts here, I inputs, O outputs; x [N, I], matrices [E, I, O].
 """

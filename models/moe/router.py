@@ -9,10 +9,9 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Layers, offsets_of
+from models.layers import Layers, offsets_of, replicated_product
 from models.moe.config import MoEConfig
 from models.moe.routing import tally
 from models.moe.telemetry import BUCKETS
@@ -30,12 +29,14 @@ class Router(nn.Module):
         super().__init__()
         self.config, self.layer, self._layers = config, layer, layers
         self.weight = layers.replicated(nn.Parameter(torch.empty(config.experts, hidden, dtype=layers.dtype)), std=std)
+        self._product = replicated_product(layers, "router", self.weight)
         self._noise = stream_key(layers.clock.seed, "jitter", layer)
         layers.routing.add(layer, config.experts)
 
     def forward(self, x: Tensor, first_sample: int) -> Choice:
         """x: [S, B, H] this rank's share; first_sample: global index of the first sequence."""
-        logits = F.linear(self._jittered(x.float(), first_sample), self._layers.use(self.weight).float())
+        weight = self._layers.use(self.weight).float()
+        logits = self._product(self._jittered(x.float(), first_sample), weight, None, first_sample)
         scores = logits.softmax(-1) if self.config.scoring == "softmax" else logits.sigmoid()
         experts = self.choose(scores.detach())
         weights = scores.gather(-1, experts)
