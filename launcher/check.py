@@ -18,6 +18,7 @@ from launcher.objective import check_objectives
 from launcher.reading import epoch_tokens, longest_sequence, phase_stream
 from launcher.slots import Slots, lengths_of
 from launcher.vocabulary import special_tokens
+from models.kernels.choice import check_choice
 from parallel.blocks import check_products
 from parallel.check import check_engine, check_model, choose_engine, resolve_world
 from parallel.shapes import check_shapes
@@ -107,6 +108,7 @@ def check_recipe(recipe: Recipe, world_size: int, device: str) -> None:
     """Everything that can be known before a process starts; the vocabulary must be filled in. device: cpu or cuda."""
     check_layout(recipe, world_size)
     for phase in phases_of(recipe):
+        check_choice(phase.kernels)
         engine, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
         check_engine(engine, phase.precision, device, world_size, phase.optimizer.master)
         if phase.train.profile_step and phase.parallel.pipeline == 1:

@@ -313,6 +313,10 @@ class Recipe:
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     precision: PrecisionConfig = PrecisionConfig()
+    kernels: str = "auto"
+    """What computes norms, activations, losses, quantisation and the optimizer: reference (plain torch), triton (on CPU
+    interpreted, slow), cuda (where a kernel has C++), auto (reference on CPU, the fastest known on a GPU), liger or apex
+    (where installed, what they have)."""
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracker: TrackerConfig = TrackerConfig()

@@ -82,7 +82,7 @@ def engine_spec(phase: Recipe, mesh: Mesh) -> EngineSpec:
         precision=precision,
         # DeepSpeed clips and copies by itself, and its partitions are not ours to step
         optimizer=optimizer_factory(
-            phase.optimizer, "reference" if config.engine == "deepspeed" else "auto", phase.seed
+            phase.optimizer, "reference" if config.engine == "deepspeed" else phase.kernels, phase.seed
         ),
         master=phase.optimizer.master,
         clip_norm=phase.optimizer.clip_norm,
@@ -90,6 +90,7 @@ def engine_spec(phase: Recipe, mesh: Mesh) -> EngineSpec:
         micro_batches=phase.train.batch_sequences // (phase.train.micro_batch * mesh.config.data),
         sequence_length=phase.train.sequence_length,
         seed=phase.seed,
+        kernels=phase.kernels,
         reweight=phase.objective.reweight,
         loss=phase.loss,
     )

@@ -43,7 +43,7 @@ class Loss(Protocol):
 class Layers(Protocol):
     """A factory of layers. Column layers cut their outputs over the tensor axis, row layers their inputs.
 
-    kernels: what computes what lies between products, of `models.kernels.registry.CHOICES`; products: what the products of
+    kernels: what computes what lies between products, of `models.kernels.choice.CHOICES`; products: what the products of
     linear layers are quantised to; name: of the part of the model that asks.
     """
 
@@ -169,7 +169,6 @@ class PlainLayers(Named):
         self.routing = Routing()
         self.experts: ExpertAxis = LocalExperts()
         self.degree, self.rank = 1, 0
-        self.kernels = "auto"
 
     def share(self, count: int) -> int:
         return count

@@ -171,7 +171,6 @@ class MegatronLayers(AcrossContext, Named):
         self.sum_at_entry = mesh.config.compile != "none"
         # use_cpu_initialization allocates with torch.empty on the current default device, which serves every device;
         # perform_initialization=False leaves the values to us, so no rank ever holds a whole matrix.
-        self.kernels = "auto"
         self.config = ModelParallelConfig(
             tensor_model_parallel_size=self.degree,
             use_cpu_initialization=True,

@@ -17,7 +17,7 @@ def optimizer_factory(config: OptimizerConfig, kernels: str = "auto", seed: int 
 
     Matrices and embeddings decay, norm gains and biases do not (told apart by the dims of the logical tensor, since ZeRO
     flattens the local one). The learning rate starts at 0 and is set by the engine before every step.
-    kernels: what computes AdamW, one of `models.kernels.registry.CHOICES`: `reference`, and `auto` on CPU, take torch's own
+    kernels: what computes AdamW, one of `models.kernels.choice.CHOICES`: `reference`, and `auto` on CPU, take torch's own
     fused one, the others the one-pass optimizer or apex's. seed: of stochastic rounding, without a master.
     """
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.kernels.registry import check_choice
+from models.kernels.choice import check_choice
 
 PACKAGES = ("liger", "apex")
 

@@ -8,7 +8,6 @@ they have one, else what auto takes.
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,11 +15,7 @@ from functools import lru_cache
 
 import torch
 
-from models.errors import ModelError
-
-CHOICES = ("auto", "reference", "triton", "cuda", "liger", "apex")
-
-_PACKAGES = {"liger": "liger_kernel", "apex": "apex"}
+from models.kernels.choice import CHOICES as CHOICES
 
 Serves = Callable[[torch.device, torch.dtype, tuple[int, ...]], str | None]
 """Why an implementation cannot take a tensor of this device, dtype and shape; None if it can."""
@@ -98,14 +93,3 @@ def _no_cuda_build(name: str, device: torch.device) -> str | None:
 def _say(kernel: str, wanted: str, why: str) -> None:
     """Once a process and reason."""
     warnings.warn(f"kernels={wanted}: {kernel} is computed otherwise: {why}", stacklevel=4)
-
-
-def check_choice(wanted: str) -> None:
-    """ModelError for what cannot be chosen on this machine."""
-    if wanted not in CHOICES:
-        raise ModelError(f"kernels={wanted}: choose one of {', '.join(CHOICES)}")
-    package = _PACKAGES.get(wanted)
-    if package and importlib.util.find_spec(package) is None:
-        raise ModelError(f"kernels={wanted}: {package} is not installed; install it or choose kernels=auto")
-    if wanted in ("triton", "cuda") and importlib.util.find_spec("triton") is None:
-        raise ModelError(f"kernels={wanted}: triton is not installed; install it or choose kernels=reference")

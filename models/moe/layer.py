@@ -45,7 +45,7 @@ class MixtureOfExperts(nn.Module):
         return y if always is None else y + always
 
     def _names(self, order: Order, whole: Tensor, first_sample: int) -> Tensor | None:
-        """Which token arrives in each row, as `Rows.tokens` tells, where its numbers are rounded at random. whole: [S, B, H]."""
+        """Which token arrives in each row, as `Rows.tokens` says, where numbers are rounded at random. whole: [S, B, H]."""
         if not self._layers.products.stochastic:
             return None
         length, batch = whole.shape[:2]

@@ -63,6 +63,7 @@ class EngineSpec:
     tokens. micro_batches: how many of them the first step has, a hint: batches may have any shape that
     `parallel.shapes.check_shapes` lets through, another one in each step. sequence_length is also what the stages of a pipeline
     are balanced for. master: what updates are added to below fp32, `float32` or `none`, the model's own weights.
+    kernels: of `models.kernels.choice.CHOICES`.
     """
 
     model: ModelConfig
@@ -76,6 +77,7 @@ class EngineSpec:
     seed: int
     reweight: ReweightConfig = ReweightConfig()
     master: str = "float32"
+    kernels: str = "auto"
     loss: LossConfig = LossConfig()
 
     def cut(self, batch: Batch) -> tuple[int, int]:

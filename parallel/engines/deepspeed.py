@@ -76,7 +76,7 @@ class DeepSpeedEngine:
         self.spec, self.mesh, self.device = spec, mesh, mesh.device
         self.dtype = model_dtype(spec.precision.name)
         self.clock, self.cut = Clock(spec.seed), cut_for(mesh)
-        self.layers = layers_for(mesh, self.dtype, self.clock, products=spec.precision.products)
+        self.layers = layers_for(mesh, self.dtype, self.clock, spec.kernels, spec.precision.products)
         self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh, spec.loss)
         self.pipelined = mesh.config.pipeline > 1
         self._norm = 0.0

@@ -98,7 +98,7 @@ class FsdpEngine:
         self.spec, self.mesh, self.device = spec, mesh, mesh.device
         self.dtype = model_dtype(spec.precision.name)
         self.clock, self.cut = Clock(spec.seed), cut_for(mesh)
-        self.layers = layers_for(mesh, torch.float32, self.clock, products=spec.precision.products)
+        self.layers = layers_for(mesh, torch.float32, self.clock, spec.kernels, spec.precision.products)
         self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh, spec.loss)
         self.replicas = mesh.config.data_replicas if mesh.config.zero_stage else mesh.config.replicas
         self.stages = stage_count(mesh.config)

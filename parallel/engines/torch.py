@@ -53,7 +53,7 @@ class TorchEngine:
         self.spec, self.mesh, self.device = spec, mesh, mesh.device
         self.dtype = model_dtype(spec.precision.name)
         self.clock = Clock(spec.seed)
-        self.layers = layers_for(mesh, self.dtype, self.clock, products=spec.precision.products)
+        self.layers = layers_for(mesh, self.dtype, self.clock, spec.kernels, spec.precision.products)
         self._loss = WeightedLoss(self.layers.loss(), spec.reweight, mesh, spec.loss)
         with torch.device(self.device):
             self.model = Decoder(spec.model, self.layers, recompute=spec.parallel.recompute)

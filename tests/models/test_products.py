@@ -30,7 +30,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def run(products: ProductsConfig, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
     """(x, weight, upstream) and (output, input gradient, weight gradient) of a layer."""
-    layer = PlainLayers(dtype, Clock(3), products).column("up", K, (N,), bias=False, std=0.1)
+    layer = PlainLayers(dtype, Clock(3), products=products).column("up", K, (N,), bias=False, std=0.1)
     layer.weight.data.copy_(noise(N, K, seed=1))
     x, upstream = noise(S, B, K, seed=2).to(dtype).requires_grad_(), noise(S, B, N, seed=3).to(dtype)
     y = layer(x, 11)

@@ -90,6 +90,7 @@ def spec_of(case: Case, mesh: Mesh) -> EngineSpec:
         parallel=config,
         precision=case.precision,
         optimizer=optimizer_factory(case.optimizer, case.kernels, case.seed),
+        kernels=case.kernels,
         master=case.optimizer.master,
         clip_norm=case.optimizer.clip_norm,
         micro_batch=case.micro_batch,

@@ -35,7 +35,7 @@ def layer(
         return within.column("up", inputs, parts, bias=True, std=0.1)
 
     ours, whole = (
-        layers_for(mesh, torch.float32, Clock(SEED), products),
+        layers_for(mesh, torch.float32, Clock(SEED), products=products),
         PlainLayers(clock=Clock(SEED), products=products),
     )
     x, upstream = (_noise(name, length, width) for name, width in (("x", inputs), ("gradient", sum(parts))))
