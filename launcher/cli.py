@@ -218,6 +218,7 @@ HANDLERS: dict[str, Command] = {
     "bench moe": _at("launcher.bench.moe:main"),
     "bench attention": _at("launcher.bench.attention:main"),
     "bench kernels": _at("launcher.bench.kernels.command:main"),
+    "bench formats": _at("launcher.bench.formats:main"),
     "bench packing": _at("launcher.bench.packing:main"),
     "bench layouts": _at("launcher.bench.layouts:main"),
     "bench data build": _at("launcher.bench.databuild:main"),

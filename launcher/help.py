@@ -28,6 +28,7 @@ COMMANDS = {
     "bench train": "Triaxis against a bare loop and a Trainer   triaxis bench train",
     "bench attention": "what a document mask costs                  triaxis bench attention",
     "bench kernels": "fused kernels as shares of the copy rate    triaxis bench kernels",
+    "bench formats": "what number formats save and cost         triaxis bench formats",
     "bench moe": "what a mixture of experts costs             triaxis bench moe",
     "bench layouts": "bubbles against theory, engine against engine  triaxis bench layouts",
     "bench packing": "losses of ways to read, at equal tokens      triaxis bench packing",

@@ -1,0 +1,217 @@
+"""`triaxis bench formats`: what a format of products saves and costs beside bfloat16.
+
+    triaxis bench formats [--presets mxfp8,mxfp6,…] [--sequences B] [--rounds N] [--json FILE] [overrides]
+
+Of each preset of `precision=`: bits in which a linear layer keeps its input for backward, bytes that the recipe's model keeps
+in all, bytes that the all-gather of sequence parallelism moves for each number of an activation, and the time of forward and
+backward as a multiple of bfloat16's, in turns within one run. Where the hardware has no units for a format its products are
+bfloat16's, so time is what quantising costs; memory and wire are saved everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from launcher.bench.show import new_table, write_figures
+from launcher.compose import build_recipe, compose_tree
+from launcher.config import Recipe, RecipeError
+from launcher.machine import environment
+from models.decoder import Decoder, initialise_blocks
+from models.layers import PlainLayers
+from models.precision import UNQUANTISED, ProductsConfig
+from models.products import QuantisedProduct, WholeAxes
+from models.random import Clock
+
+PRESETS = ("fp8", "mxfp8", "mxint8", "mxfp6", "mxfp4_mxfp6", "mxfp4_backward", "nvfp4")
+
+
+def run(presets: dict[str, ProductsConfig], recipe: Recipe, sequences: int, rounds: int) -> dict[str, Any]:
+    """All figures. sequences: of train.sequence_length tokens at once; rounds: turns of each contender."""
+    for option, least, value in (("--sequences", 1, sequences), ("--rounds", 2, rounds)):
+        if value < least:
+            raise RecipeError(f"{option}={value}: must be at least {least}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    contenders = {
+        name: _Contender(recipe, products, sequences, device)
+        for name, products in ({"bf16": UNQUANTISED} | presets).items()
+    }
+    seconds = _take_turns({name: one.step for name, one in contenders.items()}, rounds, device)
+    base = contenders["bf16"].kept_bytes()
+    figures = []
+    for name, one in contenders.items():
+        ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds["bf16"], strict=True)]
+        figures.append(
+            {
+                "preset": name,
+                "kept_bits": one.kept_bits(),
+                "gathered_bytes": one.gathered_bytes(),
+                "model_bytes": one.kept_bytes(),
+                "model_share": one.kept_bytes() / base,
+                "seconds": statistics.median(seconds[name]),
+                "factor": statistics.median(ratios),
+                "low": min(ratios),
+                "high": max(ratios),
+            }
+        )
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "environment": environment(),
+        "load_before": os.getloadavg()[0],
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "model": recipe.model.name,
+        "tokens": sequences * recipe.train.sequence_length,
+        "rounds": rounds,
+        "figures": figures,
+    }
+
+
+class _Contender:
+    """The model in bfloat16 with some products, and a batch."""
+
+    def __init__(self, recipe: Recipe, products: ProductsConfig, sequences: int, device: torch.device) -> None:
+        model, self.products = recipe.model, products
+        self.clock = Clock(0)
+        with device:
+            self.decoder = Decoder(model, PlainLayers(torch.bfloat16, self.clock, recipe.kernels, products))
+        initialise_blocks(iter(self.decoder.blocks), 0)
+        generator = torch.Generator().manual_seed(0)
+        shape = (sequences, recipe.train.sequence_length)
+        self.tokens = torch.randint(0, model.vocab_size, shape, generator=generator).to(device)
+
+    def step(self) -> None:
+        """Forward and backward."""
+        self._forward().backward()
+        self.decoder.zero_grad(set_to_none=True)
+
+    def _forward(self) -> Tensor:
+        self.clock.start(0)
+        return self.decoder(self.tokens).float().square().mean()
+
+    def kept_bytes(self) -> int:
+        """That the whole model holds for backward beyond its parameters."""
+        return kept_bytes(self._forward, self.decoder)
+
+    def kept_bits(self) -> float:
+        """Of each number of its input that a linear layer holds for backward."""
+        if not self.products.quantised:
+            return 16.0
+        up = PlainLayers(torch.bfloat16, products=self.products).column("up", 256, (256,), bias=False, std=0.02)
+        x = torch.randn(128, 1, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+        return 8 * kept_bytes(lambda: up(x.requires_grad_()), up) / x.numel()
+
+    def gathered_bytes(self) -> float:
+        """That one number of a column layer's input is on its way over the tensor axis, in forward and backward together."""
+        if not self.products.quantised:
+            return 4.0
+        moved: list[int] = []
+
+        class Counting(WholeAxes):
+            def gather(self, x: Tensor, dim: int) -> Tensor:
+                moved.append(x.nbytes)
+                return x
+
+        up = PlainLayers(torch.bfloat16, products=self.products).column("up", 256, (256,), bias=False, std=0.02)
+        assert isinstance(up.product, QuantisedProduct)
+        up.product.axes = Counting()
+        x = torch.randn(128, 1, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+        up(x.requires_grad_()).sum().backward()
+        return sum(moved) / x.numel()
+
+
+def kept_bytes(forward: Callable[[], Any], module: torch.nn.Module) -> int:
+    """Bytes of the memory that autograd holds from a forward pass on, parameters and buffers apart, each counted once."""
+    known = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    held: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        alive.append(x)  # else its place might be given to another
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            held[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        forward()
+    return sum(held.values())
+
+
+def _take_turns(ways: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each way in each round; the order turns round."""
+    names, found = list(ways), {name: list[float]() for name in ways}
+    for step in ways.values():
+        step()
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            begun = time.perf_counter()
+            ways[name]()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            found[name].append(time.perf_counter() - begun)
+    return found
+
+
+def show(figures: dict[str, Any], console: Console | None = None) -> None:
+    """The figures as a table."""
+    console = console or Console(highlight=False)
+    machine = figures["environment"]["machine"]
+    console.print(
+        f"{figures['model']}, {figures['tokens']} tokens, bfloat16 beside its products, {figures['device']} with "
+        f"{figures['threads']} threads; {machine['cpu']}, {machine['cores']} cores, load {figures['load_before']:.1f} before; "
+        f"{figures['rounds']} rounds"
+    )
+    found = new_table(
+        "Formats beside bfloat16",
+        "precision",
+        "kept, bits a number",
+        "gathered, bytes a number",
+        "kept by the model",
+        "ms",
+        "time, × bf16",
+    )
+    for one in figures["figures"]:
+        found.add_row(
+            one["preset"],
+            f"{one['kept_bits']:.2f}",
+            f"{one['gathered_bytes']:.2f}",
+            f"{one['model_bytes'] / 1e6:.1f} MB ({one['model_share']:.0%})",
+            f"{1000 * one['seconds']:.0f}",
+            f"{one['factor']:.2f} ({one['low']:.2f}–{one['high']:.2f})",
+        )
+    console.print(found)
+
+
+def main(arguments: list[str]) -> int:
+    """The command; everything that is not one of its flags is an override of the recipe, whose model is measured."""
+    parser = argparse.ArgumentParser(
+        prog="triaxis bench formats", description="What formats of products save and cost."
+    )
+    parser.add_argument("--presets", default=",".join(PRESETS), help="of precision=, with commas between")
+    parser.add_argument(
+        "--sequences", type=int, default=4, help="sequences of train.sequence_length at once (default 4)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default 5)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there; - prints them")
+    flags, overrides = parser.parse_known_args(arguments)
+    presets = {}
+    for name in flags.presets.split(","):
+        products = build_recipe(compose_tree([*overrides, f"precision={name}"])).precision.products
+        if not products.quantised:
+            raise RecipeError(f"--presets={name}: quantises nothing; choose of {', '.join(PRESETS)}")
+        presets[name] = products
+    figures = run(presets, build_recipe(compose_tree(overrides)), flags.sequences, flags.rounds)
+    show(figures)
+    write_figures(figures, flags.json)
+    return 0
