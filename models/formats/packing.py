@@ -20,7 +20,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         raise ModelError(
             f"{codes.shape[-1]} elements of {bits} bits fill no whole bytes: their number must be a multiple of {elements}"
         )
-    groups = codes.reshape(*codes.shape[:-1], -1, elements).to(torch.int32)
+    groups = codes.unflatten(-1, (codes.shape[-1] // elements, elements)).to(torch.int32)
     word = sum(groups[..., place] << (bits * place) for place in range(elements))
     found = torch.stack([(word >> (8 * byte)) & 0xFF for byte in range(count)], -1)  # type: ignore[operator]
     return found.to(torch.uint8).flatten(-2)
@@ -31,7 +31,7 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     elements, count = GROUP[bits]
     if bits == 8:
         return packed
-    groups = packed.reshape(*packed.shape[:-1], -1, count).to(torch.int32)
+    groups = packed.unflatten(-1, (packed.shape[-1] // count, count)).to(torch.int32)
     word = sum(groups[..., byte] << (8 * byte) for byte in range(count))
     mask = (1 << bits) - 1
     found = torch.stack([(word >> (bits * place)) & mask for place in range(elements)], -1)  # type: ignore[operator]

@@ -71,23 +71,12 @@ def quantize(
     ModelError for unknown names, dtypes, and widths that blocks do not divide. Source: OCP Microscaling v1.0, section 6.3;
     for nvfp4 arXiv 2509.25149, section 4.
     """
-    found = _checked(x, format, dim, scale, rounding)
+    found = checked(x, format, dim, scale, rounding, square, draw)
     dim %= x.ndim
-    values = x.movedim(dim, -1).to(torch.float32)
-    width = found.block
-    sides = (values.shape[-2], values.shape[-1]) if square and x.ndim > 1 else (values.shape[-1],)
-    if square and x.ndim < 2:
-        raise ModelError("square blocks: a tensor of one dimension has none")
-    for side in sides:
-        if side % width:
-            raise ModelError(
-                f"{found.name}: {side} elements along a dimension of shape {tuple(x.shape)} are no multiple of the block, "
-                f"{width}; choose a width that is, or keep this tensor in another format"
-            )
+    values, width = x.movedim(dim, -1).to(torch.float32), found.block
     random = None
     if rounding == "stochastic":
-        if draw is None:
-            raise ModelError("rounding=stochastic: needs a key to draw from (draw=Draw(key))")
+        assert draw is not None
         random = bits(draw.key, draw.index(x.shape, x.device)).movedim(dim, -1)
     blocks = _blocks(values, width, square)
     amax = torch.where(blocks.isnan(), torch.inf, blocks.abs()).amax(-1)
@@ -101,7 +90,10 @@ def quantize(
     return MXTensor(pack(codes, found.element.bits), scales, found, dim, square, whole)
 
 
-def _checked(x: Tensor, format: str, dim: int, scale: str, rounding: str) -> Format:
+def checked(
+    x: Tensor, format: str, dim: int, scale: str, rounding: str, square: bool = False, draw: Draw | None = None
+) -> Format:
+    """The format of a name, after a check of everything that `quantize` is told. ModelError."""
     found = format_of(format)
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ModelError(f"{format}: takes float32, bfloat16 or float16, not {x.dtype}")
@@ -113,6 +105,19 @@ def _checked(x: Tensor, format: str, dim: int, scale: str, rounding: str) -> For
         raise ModelError(f"scale={scale!r}: has no effect on {format}, whose scales are no powers of two; leave it out")
     if rounding not in ROUNDINGS:
         raise ModelError(f"rounding={rounding!r}: choose one of {', '.join(ROUNDINGS)}")
+    if rounding == "stochastic" and draw is None:
+        raise ModelError("rounding=stochastic: needs a key to draw from (draw=Draw(key))")
+    if square and x.ndim < 2:
+        raise ModelError("square blocks: a tensor of one dimension has none")
+    sides = [x.shape[dim]]
+    if square:  # the last dimension but the blocked one
+        sides.append(x.shape[-1] if dim % x.ndim != x.ndim - 1 else x.shape[-2])
+    for side in sides:
+        if side % found.block:
+            raise ModelError(
+                f"{found.name}: {side} elements along a dimension of shape {tuple(x.shape)} are no multiple of the block, "
+                f"{found.block}; choose a width that is, or keep this tensor in another format"
+            )
     return found
 
 

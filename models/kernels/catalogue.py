@@ -17,6 +17,7 @@ KERNELS: tuple[str, ...] = (
     "cross_entropy",
     "linear_cross_entropy",
     "moe_permute",
+    "mx_quantize",
     "adamw",
 )
 """Folders with `reference.py`, `triton.py` and, some, `kernel.cu`."""

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 
 from models.formats.elements import ELEMENTS
+from models.formats.scales import MODES
+from models.kernels.mx_quantize.constants import carry
 from models.kernels.runtime.jit import kernel
 
 NAN_BYTE = tl.constexpr(0xFF)
@@ -26,7 +28,8 @@ _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.constexpr_function
-def _bits(name: str) -> int:
+def element_bits(name: str) -> int:
+    """Of an element in memory."""
     return ELEMENTS[name].bits
 
 
@@ -53,14 +56,12 @@ def _largest(name: str) -> int:
     return ELEMENTS[name].largest_code
 
 
+_CARRIES = {(name, mode): carry(element, mode) for name, element in ELEMENTS.items() for mode in MODES}
+
+
 @triton.constexpr_function
 def _carry(name: str, mode: str) -> int:
-    """What carries out of a float32 fraction where the scale's exponent is one more than floor's."""
-    element = ELEMENTS[name]
-    if mode == "rceil":  # fraction of the largest magnitude, which is normal: its code's mantissa; all of it for int8
-        mantissa = element.largest_code & ((1 << element.mantissa_bits) - 1)
-        return 0x7FFFFF - (mantissa << (23 - element.mantissa_bits))
-    return {"floor": 0, "ceil": 0x7FFFFF, "even": 1 << (22 - element.mantissa_bits)}[mode]
+    return _CARRIES[name, mode]
 
 
 @kernel
@@ -122,7 +123,9 @@ def _round(bits, random, ELEMENT: tl.constexpr, ROUNDING: tl.constexpr):
     """Code of the magnitude of float32 bits below 2^(emax + 2), not yet saturated."""
     shift: tl.constexpr = 23 - _mantissa(ELEMENT)
     smallest: tl.constexpr = _smallest(ELEMENT)
-    if ROUNDING == "nearest_even":
+    if ROUNDING != "stochastic":
+        if ROUNDING == "half_away":  # a tie has zeros below: a one there puts it above, and moves nothing else past one
+            bits = bits | 1
         place = tl.full(bits.shape, smallest << 23, tl.int32)
         if ELEMENT != "int8":
             place = tl.maximum(bits & _INFINITY, smallest << 23)
@@ -135,21 +138,18 @@ def _round(bits, random, ELEMENT: tl.constexpr, ROUNDING: tl.constexpr):
         place = tl.maximum(field, smallest)
     significand = (bits & 0x7FFFFF) | 0x800000
     right = shift + place - field
-    if ROUNDING == "half_away":
-        rounded = ((significand >> tl.minimum(right - 1, 31)) + 1) >> 1
-    else:
-        known = significand.to(tl.uint32, bitcast=True)
-        left = tl.minimum(tl.maximum(32 - right, 0), 31).to(tl.uint32)
-        beyond = tl.minimum(tl.maximum(right - 32, 0), 31).to(tl.uint32)
-        fraction = (known << left) >> beyond
-        rounded = (significand >> tl.minimum(right, 31)) + (fraction + random < fraction).to(tl.int32)
+    known = significand.to(tl.uint32, bitcast=True)
+    left = tl.minimum(tl.maximum(32 - right, 0), 31).to(tl.uint32)
+    beyond = tl.minimum(tl.maximum(right - 32, 0), 31).to(tl.uint32)
+    fraction = (known << left) >> beyond
+    rounded = (significand >> tl.minimum(right, 31)) + (fraction + random < fraction).to(tl.int32)
     return rounded + ((place - smallest) << (23 - shift))
 
 
 @kernel
 def _signed(code, bits, ELEMENT: tl.constexpr):
     """Codes saturated, with the sign of float32 bits."""
-    width: tl.constexpr = _bits(ELEMENT)
+    width: tl.constexpr = element_bits(ELEMENT)
     code = tl.minimum(code, _largest(ELEMENT))
     if ELEMENT == "int8":
         return tl.where(bits < 0, -code, code) & 0xFF
@@ -161,7 +161,7 @@ def decode(code, ELEMENT: tl.constexpr):
     """float32 that codes (int32) stand for."""
     if ELEMENT == "int8":
         return ((code << 24) >> 24).to(tl.float32) * (1.0 / 64)
-    width: tl.constexpr = _bits(ELEMENT)
+    width: tl.constexpr = element_bits(ELEMENT)
     magnitude = code & ((1 << (width - 1)) - 1)
     bits = magnitude << (23 - _mantissa(ELEMENT))
     if ELEMENT == "e4m3":  # a float32 exponent of 255 stays one under the product
@@ -176,60 +176,63 @@ def decode(code, ELEMENT: tl.constexpr):
 
 
 @kernel
+def nvfp4_scale(amax, whole):
+    """NVFP4's E4M3 scales, int32, of blocks whose largest `magnitude_bits` are amax, under the tensor's scale, float32."""
+    finite = tl.where(amax >= _INFINITY, 0, amax).to(tl.float32, bitcast=True)
+    six = tl.full(amax.shape, 6.0, tl.float32)
+    code = encode_unscaled(tl.div_rn(tl.div_rn(finite, six), whole), 0, "e4m3", "nearest_even")
+    return tl.where(amax >= _INFINITY, 0x7F, code)
+
+
+@kernel
+def encode_nvfp4(x, scale, whole, random, ROUNDING: tl.constexpr):
+    """E2M1 codes, int32, of float32 x under `nvfp4_scale`s of the same shape and the tensor's scale."""
+    factor = decode(scale, "e4m3") * whole
+    usable = (scale != 0x7F) & (factor > 0)
+    scaled = tl.div_rn(tl.where(usable, x, 0.0), tl.where(usable, factor, 1.0))
+    return encode_unscaled(scaled, random, "e2m1", ROUNDING)
+
+
+@kernel
+def block_amax(x, BLOCK: tl.constexpr, ALONG: tl.constexpr):
+    """Largest magnitude bits of the blocks of float32 x [R, N]: [R, N / BLOCK] along `row`s, [R / BLOCK, N] along `column`s,
+    [R / BLOCK, N / BLOCK] of `square`s."""
+    rows: tl.constexpr = x.shape[0]
+    columns: tl.constexpr = x.shape[1]
+    found = magnitude_bits(x)
+    if ALONG != "column":
+        found = tl.max(tl.reshape(found, (rows, columns // BLOCK, BLOCK)), axis=2)
+    if ALONG != "row":
+        found = tl.max(tl.reshape(found, (rows // BLOCK, BLOCK, found.shape[1])), axis=1)
+    return found
+
+
+@kernel
+def spread(scales, BLOCK: tl.constexpr, ALONG: tl.constexpr):
+    """Numbers of blocks, as `block_amax` lays them out, for each of their elements [R, N]."""
+    rows: tl.constexpr = scales.shape[0]
+    columns: tl.constexpr = scales.shape[1]
+    found = scales
+    if ALONG != "row":
+        found = tl.broadcast_to(found[:, None, :], (rows, BLOCK, columns))
+        found = tl.reshape(found, (rows * BLOCK, columns))
+    if ALONG != "column":
+        found = tl.broadcast_to(found[:, :, None], (found.shape[0], columns, BLOCK))
+        found = tl.reshape(found, (found.shape[0], columns * BLOCK))
+    return found
+
+
+@kernel
 def row_scales(x, ELEMENT: tl.constexpr, MODE: tl.constexpr):
     """E8M0 bytes, int32 [R, N / 32], of blocks of 32 along the rows of float32 x [R, N]."""
-    blocks = tl.reshape(magnitude_bits(x), (x.shape[0], x.shape[1] // 32, 32))
-    return scale_byte(tl.max(blocks, axis=2), ELEMENT, MODE)
+    return scale_byte(block_amax(x, 32, "row"), ELEMENT, MODE)
 
 
 @kernel
 def encode_rows(x, byte, random, ELEMENT: tl.constexpr, ROUNDING: tl.constexpr):
     """Codes, int32 [R, N], of float32 x [R, N] under the bytes [R, N / 32] of `row_scales`; random uint32 [R, N] or a
     number."""
-    rows: tl.constexpr = x.shape[0]
-    columns: tl.constexpr = x.shape[1]
-    spread = tl.reshape(tl.broadcast_to(byte[:, :, None], (rows, columns // 32, 32)), (rows, columns))
-    return encode(x, spread, random, ELEMENT, ROUNDING)
-
-
-@kernel
-def store_rows(target, row, column, codes, row_mask, columns, ELEMENT: tl.constexpr):
-    """Write codes [R, N] packed, the lowest bits first, to uint8 rows. target: of the tensor. row: int64 [R], bytes from
-    there to each row. column: first element of the codes in the row, a multiple of 32. row_mask: bool [R]. columns: of the
-    row, elements, a multiple of 32; none beyond is written. Rows begin at multiples of 4 bytes."""
-    rows: tl.constexpr = codes.shape[0]
-    width: tl.constexpr = codes.shape[1]
-    if _bits(ELEMENT) == 8:
-        place = column + tl.arange(0, width)
-        mask = row_mask[:, None] & (place < columns)[None, :]
-        tl.store(target + row[:, None] + place[None, :], codes.to(tl.uint8), mask=mask)
-    elif _bits(ELEMENT) == 4:
-        low, high = tl.split(tl.reshape(codes, (rows, width // 2, 2)))
-        place = column // 2 + tl.arange(0, width // 2)
-        mask = row_mask[:, None] & (place < columns // 2)[None, :]
-        tl.store(target + row[:, None] + place[None, :], (low | (high << 4)).to(tl.uint8), mask=mask)
-    else:
-        words = _words(codes)  # [R, N / 16, 4], the last of four empty: a warp's stores lie side by side
-        part = tl.arange(0, 4)[None, None, :]
-        place = (column // 16 + tl.arange(0, width // 16))[None, :, None]
-        mask = row_mask[:, None, None] & (place < columns // 16) & (part < 3)
-        where = (target + row[:, None, None] + 12 * place + 4 * part).to(tl.pointer_type(tl.int32))
-        tl.store(where, words, mask=mask)
-
-
-@kernel
-def _words(codes):
-    """16 codes of 6 bits as three 32-bit words and an empty one: int32 [R, N / 16, 4]."""
-    rows: tl.constexpr = codes.shape[0]
-    groups: tl.constexpr = codes.shape[1] // 16
-    even, odd = tl.split(tl.reshape(codes, (rows, groups, 4, 2, 2)))
-    first, second = tl.split(even | (odd << 6))
-    quads = first | (second << 12)  # [R, N / 16, 4]: 24 bits each
-    left, right = tl.split(tl.reshape(quads, (rows, groups, 2, 2)))
-    a, c = tl.split(left)
-    b, d = tl.split(right)
-    words = tl.join(tl.join(a | (b << 24), (c >> 16) | (d << 8)), tl.join((b >> 8) | (c << 16), a * 0))
-    return tl.reshape(words, (rows, groups, 4))
+    return encode(x, spread(byte, 32, "row"), random, ELEMENT, ROUNDING)
 
 
 @kernel
@@ -252,17 +255,8 @@ def _mix(x):
 @kernel
 def random_bits(index, key_low, key_high, WIDE: tl.constexpr):
     """32 random bits, uint32, of places in the whole tensor, as `models.formats.random.bits`. index: int64 where WIDE, else
-    below 2^32 and of any integer type. key_low, key_high: of `random_key`."""
+    below 2^32 and of any integer type. key_low, key_high: of `constants.random_key`."""
     low = _mix(index.to(tl.uint32) ^ tl.cast(key_low, tl.uint32)) ^ tl.cast(key_high, tl.uint32)
     if WIDE:
         low = low ^ _mix((index >> 32).to(tl.uint32))
     return _mix(low)
-
-
-def random_key(key: int) -> tuple[int, int]:
-    """A 64-bit key as the two 32-bit numbers, signed, that `random_bits` takes: the lower half, and the upper half mixed."""
-    from models.formats.random import mix_number
-
-    halves = key & 0xFFFFFFFF, mix_number((key >> 32) & 0xFFFFFFFF)
-    low, high = ((half ^ 0x80000000) - 0x80000000 for half in halves)
-    return low, high
