@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from models.kernels.mx_quantize.device import encode_rows, row_scales, store_rows, widened
+from models.kernels.mx_quantize.device import encode_rows, row_scales, widened
+from models.kernels.mx_quantize.packing import store_rows
 from models.kernels.runtime.jit import kernel
 
 
