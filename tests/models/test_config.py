@@ -112,7 +112,13 @@ def test_formula_counts_what_every_combination_builds() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [GPT, LLAMA, changed(LLAMA, tied_embeddings=True, head_size=16), changed(GPT, tied_embeddings=False, kv_heads=1)],
+    [
+        GPT,
+        LLAMA,
+        changed(LLAMA, tied_embeddings=True, head_size=16),
+        changed(GPT, tied_embeddings=False, kv_heads=1),
+        changed(LLAMA, activation="polynorm"),
+    ],
 )
 def test_flops_equal_those_that_torch_counts(config: ModelConfig) -> None:
     """Exactly, up to two conventions: torch counts no gains and biases (we count 6 for each), and it counts the masked

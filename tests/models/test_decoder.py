@@ -115,6 +115,7 @@ def combinations(count: int) -> list[ModelConfig]:
     named = [
         {"norm_position": "post"},
         {"activation": "geglu"},
+        {"activation": "polynorm"},
         {"activation": "squared_relu", "norm": "layernorm", "bias": True},
         {"kv_heads": 1},
         {"qk_norm": True},

@@ -54,6 +54,8 @@ DIALECTS: dict[str, ModelConfig] = {
         dropout=0.1,
         attention_dropout=0.1,
     ),
+    # an activation with weights of its own, whose means go over features that the tensor axis cuts
+    "powers": replace(_MINUTE, layers=2, activation="polynorm", tied_embeddings=True),
     # each position sees five, in grouped-query attention: some blocks of a ring are empty, some full, some neither
     "window": replace(_MINUTE, kv_heads=2, attention_window=5, tied_embeddings=True),
     # attention ends at documents; learned positions run on over them
