@@ -15,6 +15,7 @@ from models.kernels.mx_output import bits_of, empty_output
 from models.kernels.mx_output.device import store_output
 from models.kernels.runtime.compiling import Compilation
 from models.kernels.runtime.jit import kernel
+from models.kernels.runtime.places import row_start
 from models.kernels.runtime.rounding import rounded
 from models.kernels.runtime.rows import accumulator, piece_of, rows_of, triton_type
 
@@ -61,11 +62,12 @@ def _forward(
     BITS: tl.constexpr,
 ):
     pieces: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
-    row = (tl.program_id(0) // pieces).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    line = (tl.program_id(0) // pieces) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = line.to(tl.int64)
     first = tl.program_id(0) % pieces * BLOCK
     column = first + tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < WIDTH)
-    place = x + row // inner * outer_stride + row % inner * inner_stride + column
+    place = x + row_start(line, inner, outer_stride, inner_stride) + column
     gate = tl.load(place, mask=mask, other=0.0).to(ACC)
     up = tl.load(place + WIDTH, mask=mask, other=0.0).to(ACC)
     value, _ = _active(gate, ACTIVATION)
@@ -91,10 +93,11 @@ def _backward(
     BLOCK: tl.constexpr,
 ):
     pieces: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
-    row = (tl.program_id(0) // pieces).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    line = (tl.program_id(0) // pieces) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = line.to(tl.int64)
     column = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < WIDTH)
-    place = x + row // inner * outer_stride + row % inner * inner_stride + column
+    place = x + row_start(line, inner, outer_stride, inner_stride) + column
     gate = tl.load(place, mask=mask, other=0.0).to(ACC)
     up = tl.load(place + WIDTH, mask=mask, other=0.0).to(ACC)
     coming = tl.load(upstream + row * WIDTH + column, mask=mask, other=0.0).to(ACC)
@@ -148,7 +151,7 @@ def compilations() -> Iterator[Compilation]:
     names |= {"outer_stride": "i32", "inner_stride": "i32"}
     for width, activation in ((14336, "silu"), (14336, "gelu"), (14336, "gelu_tanh"), (768, "silu")):
         tile = piece_of(width)
-        constants = {"WIDTH": width, "ACTIVATION": activation, "ACC": tl.float32}
+        constants = {"inner": 1, "WIDTH": width, "ACTIVATION": activation, "ACC": tl.float32}
         constants |= {"ROWS": tile.rows, "BLOCK": tile.block}
         for element in ("", "e4m3", "e2m1") if (width, activation) == (14336, "silu") else ("",):
             output = {"ELEMENT": element, "MODE": "rceil", "BITS": bits_of(element)}

@@ -18,6 +18,7 @@ from models.kernels.mx_output import bits_of, empty_output
 from models.kernels.mx_output.device import store_output
 from models.kernels.runtime.compiling import Compilation
 from models.kernels.runtime.jit import kernel
+from models.kernels.runtime.places import row_start
 from models.kernels.runtime.rounding import rounded
 from models.kernels.runtime.rows import Tile, accumulator, piece_of, rows_of, triton_type
 from models.kernels.runtime.shares import add_shares, share_compilations
@@ -45,9 +46,10 @@ def _forward(
     MODE: tl.constexpr,
     BITS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = line.to(tl.int64)
     there = row < rows
-    start = x + row // inner * outer_stride + row % inner * inner_stride
+    start = x + row_start(line, inner, outer_stride, inner_stride)
     first = tl.zeros((ROWS, BLOCK), ACC)
     second = tl.zeros((ROWS, BLOCK), ACC)
     third = tl.zeros((ROWS, BLOCK), ACC)
@@ -96,9 +98,10 @@ def _backward(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = line.to(tl.int64)
     there = row < rows
-    start = x + row // inner * outer_stride + row % inner * inner_stride
+    start = x + row_start(line, inner, outer_stride, inner_stride)
     total = tl.zeros((ROWS, BLOCK), ACC)
     first = tl.zeros((ROWS, BLOCK), ACC)
     second = tl.zeros((ROWS, BLOCK), ACC)
@@ -215,7 +218,7 @@ def compilations() -> Iterator[Compilation]:
     names |= {"factors": "*fp32", "shares": "*fp32", "rows": "i32", "inner": "i32"}
     names |= {"outer_stride": "i32", "inner_stride": "i32"}
     tile = _tile(14336)
-    constants = {"WIDTH": 14336, "ACC": tl.float32, "ROWS": tile.rows, "BLOCK": tile.block}
+    constants = {"inner": 1, "WIDTH": 14336, "ACC": tl.float32, "ROWS": tile.rows, "BLOCK": tile.block}
     aligned = ("outer_stride", "inner_stride")
     for element in ("", "e4m3"):
         output = {"ELEMENT": element, "MODE": "rceil", "BITS": bits_of(element)}

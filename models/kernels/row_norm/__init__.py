@@ -9,8 +9,8 @@ from torch import Tensor
 
 from models.kernels.mx_output import empty_output
 
-WIDEST = 8192
-"""Elements of a row: beyond, the row, its gradient and the weight's share do not fit into a program's registers backward."""
+WIDEST = 16384
+"""Elements of a row: beyond, a row and its gradient do not fit into a multiprocessor's registers backward."""
 
 
 def refuses(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> str | None:

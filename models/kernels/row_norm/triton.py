@@ -1,4 +1,5 @@
-"""LayerNorm and RMSNorm, which is LayerNorm without mean and bias, forward and backward in one pass over memory each.
+"""LayerNorm and RMSNorm, which is LayerNorm without mean and bias, forward and backward in one pass over memory each;
+backward in two for rows of more than 8,192 elements (`wide.py`).
 
 A program holds whole rows in registers, so x is read once: 4 bytes an element of bfloat16 forward, 6 backward, which are the
 least there can be. Backward is run by at most `PROGRAMS` programs that go over the rows in strides, each with its share of the
@@ -20,12 +21,17 @@ from torch import Tensor
 from models.kernels.mx_output import bits_of, empty_output
 from models.kernels.mx_output.device import store_output
 from models.kernels.row_norm import WIDEST
+from models.kernels.row_norm.wide import column_compilation, weight_gradients
 from models.kernels.runtime.compiling import Compilation
 from models.kernels.runtime.jit import kernel
+from models.kernels.runtime.places import row_start
 from models.kernels.runtime.rounding import rounded
 from models.kernels.runtime.rows import accumulator, rows_of, tile_of, triton_type
 from models.kernels.runtime.shares import MOST as PROGRAMS
 from models.kernels.runtime.shares import add_shares, share_compilations
+
+NARROW = 8192
+"""Beyond it a row, its gradient and the weight's share do not fit into a multiprocessor's registers backward."""
 
 
 @kernel
@@ -56,12 +62,13 @@ def _forward(
     MODE: tl.constexpr,
     BITS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = line.to(tl.int64)
     column = tl.arange(0, BLOCK)[None, :]
     there, within = row < rows, column < WIDTH
     mask = there & within
     place = row * WIDTH + column
-    value = tl.load(x + row // inner * outer_stride + row % inner * inner_stride + column, mask=mask, other=0.0)
+    value = tl.load(x + row_start(line, inner, outer_stride, inner_stride) + column, mask=mask, other=0.0)
     wide = value.to(ACC)
     if HAS_RESIDUAL:
         # the sum is rounded before it is normed: backward reads it from memory
@@ -106,29 +113,35 @@ def _backward(
     CENTRED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_THROUGH: tl.constexpr,
+    HAS_SHARES: tl.constexpr,
 ):
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, BLOCK)[None, :]
     within = column < WIDTH
-    gain = tl.load(weight + column, mask=within, other=0.0)
+    if HAS_SHARES:
+        gain = tl.load(weight + column, mask=within, other=0.0)
     for_weight = tl.zeros((ROWS, BLOCK), ACC)
     for_bias = tl.zeros((ROWS, BLOCK), ACC)
     for tile in tl.range(program, tl.cdiv(rows, ROWS), programs, num_stages=STAGES):
-        row = (tile * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+        line = tile * ROWS + tl.arange(0, ROWS)[:, None]
+        row = line.to(tl.int64)
         there = row < rows
         mask = there & within
         place = row * WIDTH + column
-        start = row // inner * outer_stride + row % inner * inner_stride
+        start = row_start(line, inner, outer_stride, inner_stride)
         normal = tl.load(x + start + column, mask=mask, other=0.0).to(ACC)
         coming = tl.load(upstream + place, mask=mask, other=0.0).to(ACC)
         factor = tl.load(scale + row, mask=there, other=0.0)
         if CENTRED:
             normal = tl.where(within, normal - tl.load(mean + row, mask=there, other=0.0), 0.0)
         normal *= factor
+        if not HAS_SHARES:  # one row a program: nothing to keep it for, and no register to keep it in
+            gain = tl.load(weight + column, mask=within, other=0.0)
         gained = coming * gain.to(ACC)
-        for_weight += coming * normal
-        if HAS_BIAS:
-            for_bias += coming
+        if HAS_SHARES:
+            for_weight += coming * normal
+            if HAS_BIAS:
+                for_bias += coming
         found = gained - normal * (tl.sum(gained * normal, 1)[:, None] / WIDTH)
         if CENTRED:
             found -= tl.sum(gained, 1)[:, None] / WIDTH
@@ -136,10 +149,11 @@ def _backward(
         if HAS_THROUGH:
             found += tl.load(through + place, mask=mask, other=0.0).to(ACC)
         tl.store(for_x + place, rounded(found, for_x.dtype.element_ty), mask=mask)
-    share = program * WIDTH + column
-    tl.store(weight_shares + share, tl.sum(for_weight, 0)[None, :], mask=within)
-    if HAS_BIAS:
-        tl.store(bias_shares + share, tl.sum(for_bias, 0)[None, :], mask=within)
+    if HAS_SHARES:
+        share = program * WIDTH + column
+        tl.store(weight_shares + share, tl.sum(for_weight, 0)[None, :], mask=within)
+        if HAS_BIAS:
+            tl.store(bias_shares + share, tl.sum(for_bias, 0)[None, :], mask=within)
 
 
 def norm(
@@ -197,13 +211,15 @@ def norm_backward(
     """Gradients of x, weight and bias (empty without one). through: gradient that reached the stream by another way."""
     width, layout, tile = x.shape[-1], rows_of(x), tile_of(x.shape[-1])
     for_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    programs = min(PROGRAMS, triton.cdiv(layout.count, tile.rows))
     if not for_x.numel():
         return for_x, torch.zeros_like(weight), torch.zeros_like(weight) if has_bias else weight.new_empty(0)
-    weight_shares = scale.new_empty(programs, width)
+    upstream, narrow = upstream.contiguous(), tile.block <= NARROW
+    programs = triton.cdiv(layout.count, tile.rows)
+    programs = min(PROGRAMS, programs) if narrow else programs
+    weight_shares = scale.new_empty(programs if narrow else 0, width)
     bias_shares = torch.empty_like(weight_shares) if has_bias else scale.new_empty(0)
     _backward[(programs,)](
-        upstream.contiguous(),
+        upstream,
         upstream if through is None else through.contiguous(),
         layout.x,
         weight,
@@ -222,8 +238,11 @@ def norm_backward(
         CENTRED=mean.numel() > 0,
         HAS_BIAS=has_bias,
         HAS_THROUGH=through is not None,
+        HAS_SHARES=narrow,
         num_warps=tile.warps,
     )
+    if not narrow:
+        return for_x, *weight_gradients(upstream, layout, mean, scale, has_bias, weight.dtype)
     for_bias = add_shares(bias_shares, weight.dtype) if has_bias else weight.new_empty(0)
     return for_x, add_shares(weight_shares, weight.dtype), for_bias
 
@@ -231,17 +250,17 @@ def norm_backward(
 def stages(size: int, centred: bool) -> int:
     """Tiles of `size` bytes in flight, of each of two or three tensors. With three, LayerNorm's address arithmetic passes 128
     registers, and only one program of 4,096 columns would fit on a multiprocessor; an A100 has 160 KiB of shared memory."""
-    if size > 32768:
+    if size >= 32768:
         return 1
     return 2 if centred or size > 16384 else 3
 
 
 def norm_compilations(centred: bool) -> Iterator[Compilation]:
     """bfloat16 at a head's, a model's and the widest width; MX output, which is the same for both, with RMSNorm alone."""
-    for width, residual in ((128, False), (4096, True), (WIDEST, True)):
+    for width, residual in ((128, False), (4096, True), (NARROW, True), (WIDEST, True)):
         tile = tile_of(width)
         shared = {"WIDTH": width, "ACC": tl.float32, "ROWS": tile.rows, "BLOCK": tile.block, "CENTRED": centred}
-        shared |= {"HAS_BIAS": centred}
+        shared |= {"HAS_BIAS": centred} | ({"inner": 1} if width > 128 else {})
         names = dict.fromkeys(
             ["x", "residual", "weight", "bias", "y", "stream", "upstream", "through", "for_x"], "*bf16"
         )
@@ -254,5 +273,7 @@ def norm_compilations(centred: bool) -> Iterator[Compilation]:
         for element in ("", "e4m3", "e3m2", "e2m1") if width == 4096 and not centred else ("",):
             output = {"ELEMENT": element, "MODE": "rceil", "BITS": bits_of(element)}
             yield Compilation(_forward, names, {**forward, **output}, tile.warps, aligned)
-        yield Compilation(_backward, names, {**shared, "STAGES": depth, "HAS_THROUGH": residual}, tile.warps, aligned)
+        backward = {**shared, "STAGES": depth, "HAS_THROUGH": residual, "HAS_SHARES": width <= NARROW}
+        yield Compilation(_backward, names, backward, tile.warps, aligned)
+    yield column_compilation(WIDEST, centred)
     yield from share_compilations(4096)

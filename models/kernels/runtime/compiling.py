@@ -82,4 +82,8 @@ def _resources(cubin: bytes, ptx: str) -> Resources:
 
 def _widest(ptx: str) -> int:
     accesses = re.findall(r"(?:ld|st)\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\b", ptx)
-    return max((int(count or 1) * int(bits) // 8 for count, bits in accesses), default=0)
+    copies = re.findall(
+        r"cp\.async\.c[ag]\S*\s+\[[^\]]*\],\s*\[[^\]]*\],\s*(\w+)", ptx
+    )  # to shared memory, ahead of their use
+    found = [int(count or 1) * int(bits) // 8 for count, bits in accesses]
+    return max([*found, *(int(size, 0) for size in copies)], default=0)

@@ -16,6 +16,8 @@ from typing import Any
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
 
 import torch
+import triton.language as tl
+from triton.language import core as core
 from triton.runtime.interpreter import InterpretedFunction, _patch_lang
 from triton.runtime.jit import JITFunction
 
@@ -27,23 +29,18 @@ def _interpreted(function: Callable) -> InterpretedFunction:
     return InterpretedFunction(function)
 
 
-def _interpret(function: InterpretedFunction, *arguments: Any, **keywords: Any) -> Any:
-    """What `InterpretedFunction.__call__` does, but for its leaving Triton's language as it is interpreted: nothing could be
-    compiled afterwards."""
-    scope = _patch_lang(function.fn)
-    try:
-        return function.rewrite()(*arguments, **keywords)
-    finally:
-        scope.restore()
-
-
 def _called(self: JITFunction, *arguments: Any, **keywords: Any) -> Any:
-    return _interpret(_interpreted(self.fn), *arguments, **keywords)
+    return _interpreted(self.fn).rewrite()(*arguments, **keywords)
 
 
 # Triton's own functions (tl.sum, tl.max) are compiled ones unless Triton was told at import to interpret all; a call from
 # outside of the compiler is an error to them, so whoever calls one here is interpreted.
 JITFunction.__call__ = _called  # type: ignore[method-assign]
+
+
+def _language() -> tuple[Any, Any]:
+    """What an interpreted kernel and all that it calls speak: Triton finds modules to replace among a function's globals."""
+    return tl, core
 
 
 class _Kernel(JITFunction):
@@ -58,11 +55,17 @@ class _Kernel(JITFunction):
             return super().run(*arguments, grid=grid, warmup=warmup, **keywords)
         for option in _FOR_COMPILERS:
             keywords.pop(option, None)
-        return self._interpreted.run(*arguments, grid=grid, warmup=warmup, **keywords)
+        # Triton replaces its language at each call of a function by another, which takes longer than the function and is never
+        # undone: a compiler in the same process then fails. Here it is replaced once a launch, and put back.
+        replaced = _patch_lang(_language)
+        try:
+            return self._interpreted.run(*arguments, grid=grid, warmup=warmup, **keywords)
+        finally:
+            replaced.restore()
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """From within an interpreted kernel; a compiled one never gets here."""
-        return _interpret(self._interpreted, *arguments, **keywords)
+        return self._interpreted.rewrite()(*arguments, **keywords)
 
 
 _Kernel.__name__ = "JITFunction"  # Triton's cache tells functions among constants by this name

@@ -8,13 +8,13 @@ from models.kernels.runtime.jit import kernel_interpreted_as
 
 
 def _rounded_by_integers(x, dtype: tl.constexpr):
-    """The interpreter cuts the low bits of float32 off when it casts to bfloat16: here they are rounded off before."""
+    """The interpreter cuts the low bits of float32 off when it casts to bfloat16, and subnormal ones whole: so by their bits."""
     if dtype != tl.bfloat16:
         return x.to(dtype)
     bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
-    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-    quiet = (bits & 0xFFFF0000) | 0x00400000
-    return tl.where(x != x, quiet, nearest).to(tl.float32, bitcast=True).to(dtype)
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    quiet = (bits >> 16) | 0x0040
+    return tl.where(x != x, quiet, nearest).to(tl.uint16).to(dtype, bitcast=True)
 
 
 @kernel_interpreted_as(_rounded_by_integers)

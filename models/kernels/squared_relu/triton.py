@@ -14,6 +14,7 @@ from models.kernels.mx_output import bits_of, empty_output
 from models.kernels.mx_output.device import store_output
 from models.kernels.runtime.compiling import Compilation
 from models.kernels.runtime.jit import kernel
+from models.kernels.runtime.places import row_start
 from models.kernels.runtime.rounding import rounded
 from models.kernels.runtime.rows import accumulator, piece_of, rows_of, triton_type
 
@@ -37,11 +38,12 @@ def _forward(
     BITS: tl.constexpr,
 ):
     pieces: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
-    row = (tl.program_id(0) // pieces).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    line = (tl.program_id(0) // pieces) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = line.to(tl.int64)
     first = tl.program_id(0) % pieces * BLOCK
     column = first + tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < WIDTH)
-    place = row // inner * outer_stride + row % inner * inner_stride + column
+    place = row_start(line, inner, outer_stride, inner_stride) + column
     value = tl.load(x + place, mask=mask, other=0.0).to(ACC)
     value = tl.where(value <= 0, 0.0, value)  # NaN stays
     found = rounded(value * value, y.dtype.element_ty)
@@ -65,10 +67,11 @@ def _backward(
     BLOCK: tl.constexpr,
 ):
     pieces: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
-    row = (tl.program_id(0) // pieces).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    line = (tl.program_id(0) // pieces) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = line.to(tl.int64)
     column = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < WIDTH)
-    place = row // inner * outer_stride + row % inner * inner_stride + column
+    place = row_start(line, inner, outer_stride, inner_stride) + column
     value = tl.load(x + place, mask=mask, other=0.0).to(ACC)
     coming = tl.load(upstream + row * WIDTH + column, mask=mask, other=0.0).to(ACC)
     found = tl.where(value <= 0, 0.0, 2 * value * coming)
@@ -115,7 +118,7 @@ def compilations() -> Iterator[Compilation]:
     names |= {"elements": "*u8", "scales": "*u8"}
     names |= {"outer_stride": "i32", "inner_stride": "i32"}
     tile = piece_of(14336)
-    constants = {"WIDTH": 14336, "ACC": tl.float32, "ROWS": tile.rows, "BLOCK": tile.block}
+    constants = {"inner": 1, "WIDTH": 14336, "ACC": tl.float32, "ROWS": tile.rows, "BLOCK": tile.block}
     for element in ("", "e4m3"):
         output = {"ELEMENT": element, "MODE": "rceil", "BITS": bits_of(element)}
         yield Compilation(_forward, names, {**constants, **output}, tile.warps, ("outer_stride", "inner_stride"))

@@ -22,6 +22,7 @@ from models.kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_mx
 from models.kernels.poly_norm import poly_norm, poly_norm_backward, poly_norm_mx, poly_norm_operator
 from models.kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_mx
 from models.kernels.row_norm import WIDEST, row_norm, row_norm_backward
+from models.kernels.row_norm.triton import NARROW
 from models.kernels.squared_relu import squared_relu, squared_relu_backward, squared_relu_mx, squared_relu_operator
 from tests.models.kernels.harness import Guarded, no_worse_than_torch, noise, same_twice
 
@@ -352,6 +353,14 @@ def test_it_passes_through_inductor() -> None:
     plain = run(lambda x, r, w: add_rms_norm(x * 2, r, w, EPS, "reference"), inputs)
     for ours, theirs in zip(run(compiled, inputs), plain, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@everywhere
+@pytest.mark.parametrize("name", ["rms_norm", "add_layer_norm"])
+def test_wide_rows_have_their_weights_gradient_by_columns(name: str, device: str) -> None:
+    inputs = inputs_of(name, (3, NARROW + 24), torch.float32, device)
+    for ours, theirs in zip(run(by(name, "triton"), inputs), run(by(name, "reference"), inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
 
 
 def test_rows_too_long_for_registers_are_left_to_torch() -> None:
