@@ -8,7 +8,7 @@ from models.kernels.runtime.jit import kernel_interpreted_as
 
 
 def _rounded_by_integers(x, dtype: tl.constexpr):
-    """The interpreter cuts the low bits of float32 off when it casts to bfloat16, and subnormal ones whole: so by their bits."""
+    """The interpreter cuts the low bits of float32 off when it casts to bfloat16, and subnormal ones whole; bits do neither."""
     if dtype != tl.bfloat16:
         return x.to(dtype)
     bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
