@@ -198,7 +198,7 @@ class PlainLayers(Named):
         if self.products.quantised:
             declared = declaration(linear.weight)
             linear.product = QuantisedProduct(
-                self.products, self.clock.seed, f"{self.name}.{name}", declared, self.product_axes("none")
+                self.products, self.kernels, self.clock.seed, f"{self.name}.{name}", declared, self.product_axes("none")
             )
         return linear
 
@@ -213,7 +213,9 @@ class PlainLayers(Named):
         if self.quantised_head():
             declared = Declaration((rows, hidden), None, (), 1, 0, 0.0)
             axes = self.product_axes("none")
-            head.product = QuantisedProduct(self.products, self.clock.seed, "head.projection", declared, axes)
+            head.product = QuantisedProduct(
+                self.products, self.kernels, self.clock.seed, "head.projection", declared, axes
+            )
         return head
 
     def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:
@@ -257,7 +259,9 @@ def replicated_product(layers: Layers, name: str, weight: Tensor) -> Product:
     if not products.quantised or name in products.high:
         return plain_product
     path = f"{layers.name}.{name}"
-    return QuantisedProduct(products, layers.clock.seed, path, declaration(weight), layers.product_axes("none"))
+    return QuantisedProduct(
+        products, layers.kernels, layers.clock.seed, path, declaration(weight), layers.product_axes("none")
+    )
 
 
 class Linear(nn.Module):

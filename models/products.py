@@ -97,10 +97,10 @@ class Line:
 
 class Quantiser:
     """Operands of one layer's products in their formats. name: of the layer, which random numbers are a function of, with the
-    seed. inputs, outputs: of its weight."""
+    seed."""
 
-    def __init__(self, config: ProductsConfig, seed: int, name: str, inputs: Line, outputs: Line, axes: Axes) -> None:
-        self.config, self.axes, self.inputs, self.outputs = config, axes, inputs, outputs
+    def __init__(self, config: ProductsConfig, kernels: str, seed: int, name: str, axes: Axes) -> None:
+        self.config, self.kernels, self.axes = config, kernels, axes
         self._keys = {key: key_tensor(stream_key(seed, "rounding", name, *key)) for key in _drawn(config)}
         self._signs = {
             product: random_signs(stream_key(seed, "hadamard", name, product), getattr(config, product).hadamard_size)
@@ -140,15 +140,22 @@ class Quantiser:
             square=self.config.square_weights and role == "weight",
             drawn=drawn,
             largest=lambda amax, whole: self.axes.largest(amax, "tensor" if whole else over),
+            kernels=self.kernels,
         )
+
+    def values(self, found: Operand, dtype: torch.dtype) -> Tensor:
+        """What an operand stands for."""
+        return found.values(dtype, self.kernels)
 
 
 class QuantisedProduct:
     """The three products of a linear layer. declared: of its weight [N, K]."""
 
-    def __init__(self, config: ProductsConfig, seed: int, name: str, declared: Declaration, axes: Axes) -> None:
+    def __init__(
+        self, config: ProductsConfig, kernels: str, seed: int, name: str, declared: Declaration, axes: Axes
+    ) -> None:
         self.axes, self.inputs, self.outputs = axes, Line.of(declared, 1), Line.of(declared, 0)
-        self._quantiser = Quantiser(config, seed, name, self.inputs, self.outputs, axes)
+        self._quantiser = Quantiser(config, kernels, seed, name, axes)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, first_sample: int | Tensor) -> Tensor:
         learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -159,13 +166,15 @@ class QuantisedProduct:
         """Forward: [S, B, K] x [N, K] -> [S, B, N]."""
         activation = self._activations(x, -1, "forward", first_sample).gathered(self.axes.gather)
         weights = self._weights(weight, -1, "forward", first_sample)
-        return F.linear(activation.values(x.dtype), weights.values(x.dtype))
+        value = self._quantiser.values
+        return F.linear(value(activation, x.dtype), value(weights, x.dtype))
 
     def for_input(self, gradient: Tensor, weight: Tensor, first_sample: int | Tensor) -> Tensor:
         """Gradient of x, of the whole sequence: [S, B, N] x [N, K] -> [S, B, K]."""
-        gradients = self._gradients(gradient, -1, "input_gradient", first_sample).values(gradient.dtype)
-        weights = self._weights(weight, 0, "input_gradient", first_sample).values(gradient.dtype)
-        return gradients @ weights
+        value = self._quantiser.values
+        gradients = self._gradients(gradient, -1, "input_gradient", first_sample)
+        weights = self._weights(weight, 0, "input_gradient", first_sample)
+        return value(gradients, gradient.dtype) @ value(weights, gradient.dtype)
 
     def keep(self, x: Tensor, first_sample: int | Tensor) -> Operand:
         """What the gradient of the weight will need of x."""
@@ -173,8 +182,9 @@ class QuantisedProduct:
 
     def for_weight(self, gradient: Tensor, kept: Operand, first_sample: int | Tensor) -> Tensor:
         """Gradient of the weight: [S, B, N] x [S, B, K] -> [N, K]."""
-        gradients = self._gradients(gradient, 0, "weight_gradient", first_sample).values(gradient.dtype)
-        activation = kept.gathered(self.axes.gather).values(gradient.dtype)
+        value = self._quantiser.values
+        gradients = value(self._gradients(gradient, 0, "weight_gradient", first_sample), gradient.dtype)
+        activation = value(kept.gathered(self.axes.gather), gradient.dtype)
         return gradients.flatten(0, -2).t() @ activation.flatten(0, -2)
 
     def _activations(self, x: Tensor, dim: int, product: str, first_sample: int | Tensor) -> Operand:

@@ -218,7 +218,7 @@ class MegatronLayers(AcrossContext, Named):
         if self.sequence_parallel and cut == "outputs":
             gather, scatter = (partial(collective, group=self.group) for collective in (_all_gather, _reduce_scatter))
             axes = MeshAxes(self._mesh, cut, self.spans_in_heads, self.spans, gather, scatter)
-        return QuantisedProduct(self.products, self.clock.seed, name, declared, axes)
+        return QuantisedProduct(self.products, self.kernels, self.clock.seed, name, declared, axes)
 
     def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
         return self.rounded_embedding(_Embedding(self, rows, hidden, std=std))

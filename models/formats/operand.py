@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from models.formats.names import FORMATS, Format
-from models.formats.quantize import Draw, quantize
+from models.formats.quantize import Draw
 from models.formats.random import bits
 from models.formats.tensor import MXTensor
 from models.formats.whole import WHOLE, quantize_whole
+from models.kernels.mx_quantize import dequantize, quantize
 
 Largest = Callable[[Tensor, bool], Tensor]
 """(magnitudes that this process knows, whether of the whole tensor) -> what all processes with parts of it agree on."""
@@ -32,13 +33,14 @@ class Operand:
         whole = () if found.tensor_scale is None else (found.tensor_scale,)
         return Operand((found.elements, found.scales, *whole), (found.format, found.dim, found.square))
 
-    def values(self, dtype: torch.dtype) -> Tensor:
+    def values(self, dtype: torch.dtype, kernels: str = "auto") -> Tensor:
         """What it stands for."""
         if self.layout is None:
             return self.tensors[0].to(dtype)
         elements, scales, *whole = self.tensors
         format, dim, square = self.layout
-        return MXTensor(elements, scales, format, dim, square, whole[0] if whole else None).dequantize(dtype)
+        found = MXTensor(elements, scales, format, dim, square, whole[0] if whole else None)
+        return dequantize(found, dtype, kernels) if format.block else found.dequantize(dtype)
 
     def gathered(self, gather: Callable[[Tensor, int], Tensor]) -> Operand:
         """The whole of what this is a share of along the tensor's dim 0. gather: (share, along which dim of it) -> whole."""
@@ -64,6 +66,7 @@ def operand(
     square: bool,
     drawn: tuple[Tensor, tuple[Tensor, ...]] | None,
     largest: Largest,
+    kernels: str = "auto",
 ) -> Operand:
     """x in a format, blocks (or rows, or the whole tensor) along `dim`.
 
@@ -76,7 +79,8 @@ def operand(
         agreed = lambda amax: largest(amax, scope == "tensor")  # noqa: E731
         return Operand.of(quantize_whole(x, format, dim, scope, rounding, random=random, largest=agreed))
     if FORMATS[format].scale == "e8m0":
-        return Operand.of(quantize(x, format, dim, scale, rounding, square=square, draw=draw))
+        return Operand.of(quantize(x, format, dim, scale, rounding, square=square, draw=draw, kernels=kernels))
     magnitudes = x.to(torch.float32).abs()
     amax = largest(torch.where(magnitudes.isfinite(), magnitudes, 0.0).amax(), True)
-    return Operand.of(quantize(x, format, dim, "floor", rounding, square=square, draw=draw, whole_amax=amax))
+    options = {"square": square, "draw": draw, "whole_amax": amax, "kernels": kernels}
+    return Operand.of(quantize(x, format, dim, "floor", rounding, **options))

@@ -95,4 +95,6 @@ def _product(config: ModelConfig, layers: Layers, name: str, lines: tuple[Line, 
     first = layers.experts.rank * layers.experts.share(experts)
     axes = layers.product_axes("outputs" if name == "up" else "inputs")
     place = f"{layers.name}.{name}"
-    return QuantisedExperts(plain, layers.products, layers.clock.seed, place, lines, axes, first, experts)
+    return QuantisedExperts(
+        plain, layers.products, layers.kernels, layers.clock.seed, place, lines, axes, first, experts
+    )

@@ -74,6 +74,7 @@ class QuantisedExperts:
         self,
         product: Product,
         config: ProductsConfig,
+        kernels: str,
         seed: int,
         name: str,
         lines: tuple[Line, Line],
@@ -82,7 +83,7 @@ class QuantisedExperts:
         experts: int,
     ) -> None:
         self.product, self.inputs, self.outputs, self.first, self.experts = product, *lines, first, experts
-        self._quantiser = Quantiser(config, seed, name, *lines, axes)
+        self._quantiser = Quantiser(config, kernels, seed, name, axes)
 
     def __call__(self, x: Tensor, matrices: Tensor, rows: Rows) -> Tensor:
         learning = torch.is_grad_enabled() and (x.requires_grad or matrices.requires_grad)
@@ -90,9 +91,9 @@ class QuantisedExperts:
 
     def multiply(self, x: Tensor, matrices: Tensor, rows: Rows) -> Tensor:
         """Forward."""
-        activation = self._rows(x, -1, "forward", "activation", rows).values(x.dtype)
-        weights = self._matrices(matrices, 1, "forward").values(x.dtype)
-        return self.product(activation, weights, rows)
+        value = self._quantiser.values
+        activation = value(self._rows(x, -1, "forward", "activation", rows), x.dtype)
+        return self.product(activation, value(self._matrices(matrices, 1, "forward"), x.dtype), rows)
 
     def keep(self, x: Tensor, rows: Rows) -> Operand:
         """What the gradient of the matrices will need of x."""
@@ -100,14 +101,16 @@ class QuantisedExperts:
 
     def for_input(self, gradient: Tensor, matrices: Tensor, rows: Rows) -> Tensor:
         """[N, O] -> [N, I]."""
-        gradients = self._rows(gradient, -1, "input_gradient", "gradient", rows).values(gradient.dtype)
-        weights = self._matrices(matrices, 2, "input_gradient").values(gradient.dtype)
+        value = self._quantiser.values
+        gradients = value(self._rows(gradient, -1, "input_gradient", "gradient", rows), gradient.dtype)
+        weights = value(self._matrices(matrices, 2, "input_gradient"), gradient.dtype)
         return self.product(gradients.contiguous(), weights.transpose(1, 2).contiguous(), rows)
 
     def for_matrices(self, gradient: Tensor, kept: Operand, rows: Rows) -> Tensor:
         """[E, I, O]."""
-        gradients = self._rows(gradient, 0, "weight_gradient", "gradient", rows).values(gradient.dtype)
-        return self.product.transposed(kept.values(gradient.dtype), gradients.contiguous(), rows)
+        value = self._quantiser.values
+        gradients = value(self._rows(gradient, 0, "weight_gradient", "gradient", rows), gradient.dtype)
+        return self.product.transposed(value(kept, gradient.dtype), gradients.contiguous(), rows)
 
     def _rows(self, x: Tensor, dim: int, product: str, role: str, rows: Rows) -> Operand:
         line = self.outputs if role == "gradient" else self.inputs
