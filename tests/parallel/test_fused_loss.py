@@ -37,6 +37,11 @@ QUICK = [
     with_loss(FUSED, "gpt", SGD, 1, 1, 2, engine="torch", zero_stage=1, objective="reweighted"),
 ]
 SLOW = [
+    # tied, and with logits made again in backward, of parameters that are gathered anew for it
+    with_loss(ALL, "gpt", SGD, 1, 1, 2, zero_stage=3),
+    with_loss(ALL, "gpt", SGD, 1, 1, 2, zero_stage=3, objective="reweighted"),
+    with_loss(ALL, "llama", SGD, 1, 1, 2, zero_stage=3, objective="reweighted"),
+    with_loss(ALL, "llama", SGD, 1, 1, 2, engine="torch", zero_stage=3, objective="reweighted"),
     with_loss(FUSED, "post", SGD, 1, 1, 2, engine="torch", zero_stage=3),
     with_loss(TERMS, "llama", SGD, 2, 1, 1, zero_stage=1),
     with_loss(ALL, "llama", SGD, 1, 2, 1, engine="torch", schedule="gpipe"),

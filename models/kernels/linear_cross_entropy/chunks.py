@@ -135,24 +135,25 @@ class _Gradients:
         self._given, self._head, self._wanted = x, weight, wanted
         self.x = torch.empty_like(x) if wanted.x else x.new_empty(0)
         wide = accumulated_in(weight.dtype)
-        self.weight = torch.zeros_like(weight, dtype=wide) if wanted.weight else weight.new_empty(0, dtype=wide)
+        make = torch.empty_like if x.shape[0] else torch.zeros_like
+        self.weight = make(weight, dtype=wide) if wanted.weight else weight.new_empty(0, dtype=wide)
 
     def add(self, part: slice, gradient: Tensor) -> None:
         """gradient: of the logits of the tokens `part`, [chunk, V']."""
         if self._wanted.x:
             torch.mm(gradient, self._head, out=self.x[part])
         if self._wanted.weight:
-            _add_product(self.weight, gradient.t(), self._given[part])
+            _add_product(self.weight, gradient.t(), self._given[part], begun=part.start > 0)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, summed in the type of the total."""
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, begun: bool) -> None:
+    """total += a b, or total = a b where nothing was begun (it is not read then), summed in the type of the total."""
     if a.dtype == total.dtype:
-        total.addmm_(a, b)
+        total.addmm_(a, b, beta=int(begun))
     elif total.is_cuda:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+        torch.addmm(total, a, b, out_dtype=total.dtype, beta=int(begun), out=total)
     else:  # on CPU torch multiplies into the type of the factors alone
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+        total.addmm_(a.to(total.dtype), b.to(total.dtype), beta=int(begun))
 
 
 def _buffer(x: Tensor, weight: Tensor, how: How) -> Tensor:

@@ -60,7 +60,7 @@ def count_products(monkeypatch: pytest.MonkeyPatch, told: Tensor | None, used: T
     seen = []
     plain_mm, plain_add = torch.mm, chunks._add_product
     monkeypatch.setattr(torch, "mm", lambda *a, **k: (seen.append(1), plain_mm(*a, **k))[1])
-    monkeypatch.setattr(chunks, "_add_product", lambda *a: (seen.append(1), plain_add(*a))[1])
+    monkeypatch.setattr(chunks, "_add_product", lambda *a, **k: (seen.append(1), plain_add(*a, **k))[1])
     losses = linear_cross_entropy(x, weight, targets, weights=told, kernels="reference")
     if losses.requires_grad:
         (losses * used).sum().mul(1 / 7).backward()

@@ -1,0 +1,49 @@
+"""Options of the loss through the launcher: runs with a head that gives losses equal those with logits, and bad values are
+refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.compose import build_recipe, compose_tree
+from models.errors import ModelError
+from tests.launcher.running import Triaxis, curve, minute, validations
+
+STEPS = 6
+
+
+def trained(triaxis: Triaxis, corpus: Path, name: str, *options: str) -> Path:
+    sizes = {"train__sequence_length": 32, "model__layers": 4, "model__vocab_multiple": 4, "run__name": name}
+    triaxis.run("train", *minute(corpus, STEPS, "loss.z_loss=1e-3", "loss.label_smoothing=0.1", *options, **sizes))
+    return triaxis.directory / "runs" / name
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    ours, theirs = curve(one), curve(other)
+    assert len(ours) == len(theirs) == STEPS
+    for step, expected in zip(ours, theirs, strict=True):
+        assert step[3:5] == pytest.approx(expected[3:5], rel=1e-4)
+    for step, losses in validations(other).items():
+        assert validations(one)[step] == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_run_whose_head_gives_losses_is_one_with_logits(triaxis: Triaxis, corpus: Path) -> None:
+    logits = trained(triaxis, corpus, "logits")
+    assert_alike(trained(triaxis, corpus, "losses", "loss.fused=true"), logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "deepspeed"])
+def test_so_is_one_on_three_axes(engine: str, triaxis: Triaxis, corpus: Path) -> None:
+    logits = trained(triaxis, corpus, "logits")
+    degrees = ("parallel.tensor=2", "parallel.pipeline=2", "parallel.data=2", "train.micro_batch=1")
+    assert_alike(trained(triaxis, corpus, "losses", "loss.fused=true", f"parallel.engine={engine}", *degrees), logits)
+
+
+@pytest.mark.parametrize(("option", "limit"), [("loss.z_loss=-1", "at least 0"), ("loss.label_smoothing=1", "below 1")])
+def test_values_that_cannot_be_are_refused(option: str, limit: str) -> None:
+    with pytest.raises(ModelError, match=option) as refused:
+        build_recipe(compose_tree([option]))
+    assert limit in str(refused.value)
