@@ -3,12 +3,15 @@ refused by name."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launcher.compose import build_recipe, compose_tree
+from launcher.plan.memory import FUSED_LOGITS, estimate
 from models.errors import ModelError
+from models.kernels.linear_cross_entropy.chunks import LOGITS_BYTES
 from tests.launcher.running import Triaxis, curve, minute, validations
 
 STEPS = 6
@@ -38,8 +41,22 @@ def test_a_run_whose_head_gives_losses_is_one_with_logits(triaxis: Triaxis, corp
 @pytest.mark.parametrize("engine", ["torch", "deepspeed"])
 def test_so_is_one_on_three_axes(engine: str, triaxis: Triaxis, corpus: Path) -> None:
     logits = trained(triaxis, corpus, "logits")
-    degrees = ("parallel.tensor=2", "parallel.pipeline=2", "parallel.data=2", "train.micro_batch=1")
-    assert_alike(trained(triaxis, corpus, "losses", "loss.fused=true", f"parallel.engine={engine}", *degrees), logits)
+    degrees = ["parallel.tensor=2", "parallel.pipeline=2", "parallel.data=2", f"parallel.engine={engine}"]
+    degrees += ["parallel.schedule=gpipe"] * (engine == "torch")
+    assert_alike(trained(triaxis, corpus, "losses", "loss.fused=true", *degrees), logits)
+
+
+def test_the_plan_knows_what_a_chunk_of_logits_takes() -> None:
+    plain, fused = (
+        build_recipe(compose_tree(["model=llama3_8b", f"loss.fused={fused}", "train.micro_batch=8"]))
+        for fused in (False, True)
+    )
+    config = replace(plain.parallel, data=1)
+    needed, less = (estimate(10**9, recipe, config, "bf16").activations for recipe in (plain, fused))
+    head = 4 * plain.model.padded_vocab * plain.model.hidden_size
+    logits = 8 * 256 * plain.model.padded_vocab * 8
+    assert needed - less == logits - FUSED_LOGITS - head
+    assert FUSED_LOGITS == LOGITS_BYTES
 
 
 @pytest.mark.parametrize(("option", "limit"), [("loss.z_loss=-1", "at least 0"), ("loss.label_smoothing=1", "below 1")])
