@@ -76,12 +76,12 @@ def there_and_back(tokens: Tensor, weights: Tensor, scale: Tensor, order: Order,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize("multiple", [1, 2])
 @pytest.mark.parametrize("drops", [False, True])
 def test_gradients_are_those_of_differences(kind: str, multiple: int, drops: bool) -> None:
-    order, _ = drawn(4, 2, 3, drops=drops, multiple=multiple)
-    tokens, weights = noise(4, 5, dtype=torch.float64), noise(4, 2, seed=1, dtype=torch.float64)
-    scale, upstream = noise(len(order.rows), 5, seed=2, dtype=torch.float64), noise(4, 5, seed=3, dtype=torch.float64)
+    order, _ = drawn(3, 2, 3, drops=drops, multiple=multiple)
+    tokens, weights = noise(3, 3, dtype=torch.float64), noise(3, 2, seed=1, dtype=torch.float64)
+    scale, upstream = noise(len(order.rows), 3, seed=2, dtype=torch.float64), noise(3, 3, seed=3, dtype=torch.float64)
     inputs = [part.requires_grad_() for part in (tokens, weights, scale)]
     torch.autograd.gradcheck(lambda *x: (there_and_back(*x, order, kind) * upstream).sum(), inputs)
 
