@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._functorch import config as functorch
 
 from launcher.bench.kernels.compiled import compiled_figures, show_compiled
 from launcher.bench.kernels.families import known, maker
@@ -48,7 +49,7 @@ def run(names: list[str], sizes: list[Sizes], rounds: int, device: torch.device)
         "product_rate": product_rate(place, rounds),
         "kernels": [],
     }
-    torch._functorch.config.donated_buffer = False  # backward runs many times over one graph
+    functorch.donated_buffer = False  # backward runs many times over one graph
     for one in sizes:
         for name in names:
             for each in _made(name, one, place):

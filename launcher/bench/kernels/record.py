@@ -97,9 +97,11 @@ def differentiable(
     goals: tuple[float | None, float | None],
     flops: tuple[float, float] = (0.0, 0.0),
     liger: bool = False,
+    backward: bool = True,
 ) -> list[Pass]:
     """Forward and backward of `function(*inputs, kernels=)`. kernel: its name in the catalogue. make: inputs; floating ones get
-    gradients. moved, goals, flops: of forward and backward. liger: whether kernels=liger is that package's kernel."""
+    gradients. moved, goals, flops: of forward and backward. liger: whether kernels=liger is that package's kernel.
+    backward: False where the function itself gives gradients."""
     inputs = [x.requires_grad_(x.is_floating_point()) for x in make()]
     ways: dict[str, Function] = {
         way: partial(function, kernels=_CHOICE[way]) for way in _eager_ways(kernel, place, liger)
@@ -107,7 +109,8 @@ def differentiable(
     ways[COMPILED] = _compiled(partial(function, kernels="reference"))
     blocks = {way: _compiled(_Block(call)) for way, call in ways.items() if way in (EAGER, *OWN)}
     found = []
-    for place_in_pair, (name, timed) in enumerate((("forward", _forward), ("backward", _backward))):
+    directions = (("forward", _forward), ("backward", _backward)) if backward else (("both", _forward),)
+    for place_in_pair, (name, timed) in enumerate(directions):
         found.append(
             Pass(
                 name,
