@@ -131,7 +131,7 @@ class OnePassAdamW(torch.optim.Optimizer):
                 f"adamw: a bfloat16 parameter of shape {tuple(missing[0].shape)} has no key to draw from; give keys, or keep a "
                 "float32 master"
             )
-        found = bits(np.array([self._keys[parameter] for parameter in parameters], np.int64), np.array(step))
+        found = bits(np.array([self._keys[parameter] for parameter in parameters], np.int64), np.array([step]))
         return found.astype(np.int64).tolist()
 
     def _run(self, batch: _Batch) -> None:
