@@ -21,7 +21,7 @@ from models.kernels.catalogue import KERNELS
 from models.kernels.runtime.compiling import Resources
 
 CPU = Place(torch.device("cpu"), torch.float32, (EAGER, COMPILED))
-MINUTE = Sizes("minute", 8, 128, 64, 96, 1000)
+MINUTE = Sizes("minute", 32, 128, 64, 96, 1000)
 
 
 @pytest.mark.parametrize("name", KERNELS)

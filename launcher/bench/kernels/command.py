@@ -37,6 +37,8 @@ SIZES = {sizes.name: sizes for sizes in (LARGE, SMALL, REDUCED)}
 def run(names: list[str], sizes: list[Sizes], rounds: int, device: torch.device) -> dict[str, Any]:
     """All figures. Times in seconds, rates in bytes and FLOP a second."""
     place = place_of(device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # two that wait for one another measure who else is at work on the machine
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "environment": environment(),

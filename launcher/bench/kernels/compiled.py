@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -41,18 +42,29 @@ def _of_nvcc(name: str, architecture: str) -> list[dict[str, Any]]:
     pattern = (
         r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers"
     )
+    functions = re.findall(pattern, ran.stderr, re.DOTALL)
+    readables = _demangled([function for function, *_ in functions])
     return [
         {
             "kernel": name,
-            "case": f"kernel.cu {function}",
+            "case": f"kernel.cu {readable}",
             "architecture": architecture,
             "registers": int(registers),
             "stack": int(stack),
             "local": int(spilled),
             "widest": None,  # nvcc writes no PTX here
         }
-        for function, stack, spilled, registers in re.findall(pattern, ran.stderr, re.DOTALL)
+        for readable, (_, stack, spilled, registers) in zip(readables, functions, strict=True)
     ]
+
+
+def _demangled(names: list[str]) -> list[str]:
+    """C++ names as people write them, without parameters; as they are where c++filt is not."""
+    if not names or not (tool := shutil.which("c++filt")):
+        return names
+    told = subprocess.run([tool, *names], capture_output=True, text=True, check=True).stdout.splitlines()
+    plain = (name.replace("(anonymous namespace)::", "").removeprefix("void ") for name in told)
+    return [re.sub(r"\((bool|int)\)", "", name).split("(")[0] for name in plain]
 
 
 def show_compiled(figures: dict[str, Any], console: Console | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from launcher.bench.kernels.record import Pass, Place, Sizes, differentiable
+from launcher.bench.kernels.record import Pass, Place, Sizes, differentiable, in_products
 from models.kernels.cross_entropy import cross_entropy as plain_cross_entropy
 from models.kernels.linear_cross_entropy import linear_cross_entropy as plain_linear_cross_entropy
 
@@ -36,23 +36,26 @@ def cross_entropy(sizes: Sizes, place: Place) -> list[Pass]:
 
 
 def linear_cross_entropy(sizes: Sizes, place: Place) -> list[Pass]:
-    """Losses and both gradients, which are three products; forward makes the gradients for a mean, so the two are one pass."""
+    """The mean loss and its gradients: three products, since forward, told what losses will be multiplied by, makes them."""
     T, H, V = sizes.tokens, sizes.hidden, sizes.vocabulary
-    targets = _targets(sizes, place, T).view(T, 1)
+    targets = _targets(sizes, place, T)
     weights = torch.full((T, 1), 1 / T, device=place.device)
 
-    def both(x: Tensor, weight: Tensor, kernels: str) -> tuple[Tensor, ...]:
-        losses = plain_linear_cross_entropy(x, weight, targets, weights=weights, kernels=kernels)
-        return torch.autograd.grad((losses * weights).sum(), (x, weight))
+    def mean(x: Tensor, weight: Tensor, kernels: str) -> Tensor:
+        losses = plain_linear_cross_entropy(x, weight, targets.view(T, 1), weights=weights, kernels=kernels)
+        return (losses * weights).sum()
 
-    found = differentiable(
+    def liger(x: Tensor, weight: Tensor) -> Tensor:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        return liger_fused_linear_cross_entropy(x.view(T, H), weight, targets)
+
+    return in_products(
         "linear_cross_entropy",
-        both,
+        mean,
         lambda: (place.noise(T, 1, H), place.noise(V, H) * H**-0.5),
         place,
-        moved=(0.0, 0.0),
-        goals=(WITHIN_PRODUCTS, None),
-        flops=(3 * 2.0 * T * H * V, 0.0),
-        backward=False,
+        flops=3 * 2.0 * T * H * V,
+        goal=WITHIN_PRODUCTS,
+        liger=liger,
     )
-    return found

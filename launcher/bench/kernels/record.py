@@ -95,33 +95,52 @@ def differentiable(
     *,
     moved: tuple[float, float],
     goals: tuple[float | None, float | None],
-    flops: tuple[float, float] = (0.0, 0.0),
-    liger: bool = False,
-    backward: bool = True,
+    liger: bool | Function = False,
 ) -> list[Pass]:
     """Forward and backward of `function(*inputs, kernels=)`. kernel: its name in the catalogue. make: inputs; floating ones get
-    gradients. moved, goals, flops: of forward and backward. liger: whether kernels=liger is that package's kernel.
-    backward: False where the function itself gives gradients."""
+    gradients. moved, goals: of forward and backward. liger: that package's function of the inputs, or whether kernels=liger
+    is it."""
+    inputs, ways, blocks = _contenders(kernel, function, make, place, liger)
+    return [
+        Pass(name, _timed(timed, ways, inputs), moved[at], 0.0, goals[at], _timed(timed, blocks, inputs))
+        for at, (name, timed) in enumerate((("forward", _forward), ("backward", _backward)))
+    ]
+
+
+def in_products(
+    kernel: str,
+    function: Function,
+    make: Callable[[], Sequence[Tensor]],
+    place: Place,
+    *,
+    flops: float,
+    goal: float,
+    liger: bool | Function = False,
+) -> list[Pass]:
+    """Forward and backward as one pass, whose time is that of products. function: gives a scalar."""
+    inputs, ways, blocks = _contenders(kernel, function, make, place, liger)
+    return [Pass("both", _timed(_both, ways, inputs), 0.0, flops, goal, _timed(_both, blocks, inputs))]
+
+
+def _contenders(
+    kernel: str, function: Function, make: Callable[[], Sequence[Tensor]], place: Place, liger: bool | Function
+) -> tuple[list[Tensor], dict[str, Function], dict[str, Function]]:
+    """(inputs, by who does it a function of them, and the same within compiled blocks, where there is more than one)."""
     inputs = [x.requires_grad_(x.is_floating_point()) for x in make()]
     ways: dict[str, Function] = {
-        way: partial(function, kernels=_CHOICE[way]) for way in _eager_ways(kernel, place, liger)
+        way: partial(function, kernels=_CHOICE[way]) for way in _eager_ways(kernel, place, bool(liger))
     }
-    ways[COMPILED] = _compiled(partial(function, kernels="reference"))
-    blocks = {way: _compiled(_Block(call)) for way, call in ways.items() if way in (EAGER, *OWN)}
-    found = []
-    directions = (("forward", _forward), ("backward", _backward)) if backward else (("both", _forward),)
-    for place_in_pair, (name, timed) in enumerate(directions):
-        found.append(
-            Pass(
-                name,
-                {way: timed(call, inputs) for way, call in ways.items()},
-                moved[place_in_pair],
-                flops[place_in_pair],
-                goals[place_in_pair],
-                {way: timed(call, inputs) for way, call in blocks.items()},
-            )
-        )
-    return found
+    if callable(liger) and LIGER in ways:
+        ways[LIGER] = liger
+    within = [way for way in ways if way in (EAGER, *OWN)]
+    blocks = {way: _compiled(_Block(ways[way])) for way in within} if len(within) > 1 else {}
+    return inputs, ways | {COMPILED: _compiled(partial(function, kernels="reference"))}, blocks
+
+
+def _timed(
+    timed: Callable[[Function, Sequence[Tensor]], Call], ways: dict[str, Function], inputs: Sequence[Tensor]
+) -> dict[str, Call]:
+    return {way: timed(call, inputs) for way, call in ways.items()}
 
 
 def _eager_ways(kernel: str, place: Place, liger: bool) -> list[str]:
@@ -168,3 +187,8 @@ def _backward(function: Function, inputs: Sequence[Tensor]) -> Call:
         return torch.autograd.grad(outputs, wanted, upstream, retain_graph=True, allow_unused=True)
 
     return call
+
+
+def _both(function: Function, inputs: Sequence[Tensor]) -> Call:
+    """Forward and gradients, of a function that gives a scalar."""
+    return lambda: torch.autograd.grad(function(*inputs), [x for x in inputs if x.requires_grad])
