@@ -21,7 +21,7 @@ _PAIR = {torch.bfloat16: torch.int32, torch.float32: torch.int64}
 @torch.no_grad()
 def dequantize(mx: MXTensor, dtype: torch.dtype) -> Tensor:
     """`MXTensor.dequantize`, bit for bit but for the payload of NaN."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not mx.elements.numel():
         return mx.dequantize(dtype)
     # bfloat16 holds elements and powers of two, so that their product is rounded once, as from float32
     kind = torch.bfloat16 if dtype == torch.bfloat16 and mx.tensor_scale is None else torch.float32

@@ -16,6 +16,7 @@ from models.formats.elements import ELEMENTS
 from models.formats.names import Format
 from models.formats.packing import pack
 from models.formats.quantize import Draw
+from models.formats.quantize import quantize as defined
 from models.formats.random import bits
 from models.formats.scales import NAN, NAN_E4M3, block_value, tensor_scale
 from models.formats.tensor import MXTensor
@@ -38,6 +39,8 @@ def quantize(
     x: Tensor, found: Format, dim: int, scale: str, rounding: str, square: bool, draw: Draw | None, whole: Tensor | None
 ) -> MXTensor:
     """`models.formats.quantize` of what is checked. dim: not negative. whole: the whole tensor's largest magnitude, or None."""
+    if not x.numel():
+        return defined(x, found.name, dim, scale, rounding, square=square, draw=draw, whole_amax=whole)
     x, laid, place = x.detach(), dim, None
     sub_box = rounding == "stochastic" and draw is not None and bool(draw.shape or draw.places)
     if dim != x.ndim - 1 and x.movedim(dim, -1).is_contiguous():  # transposed: its blocks lie along memory
@@ -55,7 +58,7 @@ def quantize(
         amax = _of_squares(amax.reshape(_divided(x, laid, found)), laid, found.block).reshape(amax.shape)
     scales, factor, keep, tensor = _scales(amax, found, scale, whole)
     made = []
-    for start in range(0, max(1, outer), count):
+    for start in range(0, outer, count):
         here = slice(start, start + count)
         random = _random(draw, place, blocks, here) if rounding == "stochastic" and draw is not None else None
         scaled = _scaled(blocks[here], factor[here], found)
@@ -101,7 +104,7 @@ def _scales(
     usable = amax.isfinite()
     finite = torch.where(usable, amax, 0.0)
     if whole is None:
-        whole = finite.amax() if finite.numel() else finite.new_zeros(())
+        whole = finite.amax()
     tensor = tensor_scale(whole.to(torch.float32))
     wanted = finite / found.element.largest / tensor
     e4m3 = ELEMENTS["e4m3"]

@@ -25,6 +25,10 @@ from models.kernels.mx_quantize.tiles import dequantize_tile, largest_of_tile, q
 from models.kernels.runtime.compiling import Compilation
 
 
+INTERPRETED = 512, 512
+"""Rows and columns of a tile on CPU, where the interpreter pays by the program."""
+
+
 class Matrices(NamedTuple):
     """x as batches of matrices [rows, columns]; strides in elements."""
 
@@ -51,7 +55,7 @@ def quantize(
     """x in formats[0] along its last dimension, in formats[1] along `dim`; None for what is not wanted."""
     row, column = formats
     last = x.ndim - 1
-    matrices = _matrices(x, dim if column else last, split=None not in formats or draw is not None)
+    matrices = _matrices(x, dim if column else last, split=None not in formats or bool(draw and draw.shape))
     made = {place: storage(x, name, (last, dim)[place], square) for place, name in enumerate(formats) if name}
     if not x.numel():
         return [(*parts[:2], tensor_scale(torch.zeros_like(parts[2]))) for parts in made.values()]
@@ -122,8 +126,8 @@ def _largest(m: Matrices, found: Format, along: str, tile: Tile) -> Tensor:
 
 def _tile(m: Matrices, columns: bool, square: bool) -> Tile:
     height, width = (64, 128) if columns or square else (16, 256)
-    if not m.x.is_cuda:  # the interpreter pays by the program
-        height, width = 256, 1024
+    if not m.x.is_cuda:
+        height, width = INTERPRETED
     least = 32 if columns or square else 1
     height, width = (min(size, triton.next_power_of_2(n)) for size, n in ((height, m.rows), (width, m.columns)))
     height, width = max(height, least), max(width, 32)
@@ -141,7 +145,7 @@ def dequantize(mx: MXTensor, dtype: torch.dtype) -> Tensor:
         return out
     height, width = (16, 256) if last else (64, 64)
     if not out.is_cuda:
-        height, width = 256, 1024
+        height, width = INTERPRETED
     height, width = min(height, triton.next_power_of_2(rows)), max(32, min(width, triton.next_power_of_2(columns)))
     grid = (triton.cdiv(rows, height) * triton.cdiv(columns, width), batches)
     nvfp4 = found.scale == "e4m3"
