@@ -24,7 +24,6 @@ from models.kernels.mx_quantize.operators import Parts, storage
 from models.kernels.mx_quantize.tiles import dequantize_tile, largest_of_tile, quantize_tile
 from models.kernels.runtime.compiling import Compilation
 
-
 INTERPRETED = 512, 512
 """Rows and columns of a tile on CPU, where the interpreter pays by the program."""
 
