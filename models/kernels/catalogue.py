@@ -22,7 +22,7 @@ KERNELS: tuple[str, ...] = (
 )
 """Folders with `reference.py`, `triton.py` and, some, `kernel.cu`."""
 
-CUDA: tuple[str, ...] = ("adamw",)
+CUDA: tuple[str, ...] = ("adamw", "mx_quantize")
 """Those with a `kernel.cu`."""
 
 
