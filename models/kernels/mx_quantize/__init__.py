@@ -17,8 +17,8 @@ from models.kernels.mx_quantize.operators import dequantize_with, quantize_with
 from models.kernels.registry import Kernel
 
 KERNEL = Kernel("mx_quantize", gpu=("triton",), serves={"cuda": lambda device, dtype, shape: None})
-"""`auto` takes Triton on a GPU: its tiles are tuned to no worse a plan than the C++'s, and it has NVFP4, squares and
-stochastic rounding."""
+"""`auto` takes Triton on a GPU, which has everything; C++, which has neither NVFP4 nor squares nor stochastic rounding, only
+where it is asked for, as long as no measurement says that it is faster."""
 
 
 def quantize(

@@ -159,7 +159,7 @@ def test_both_directions_in_one_pass(kernels: str, pair: tuple[str, str], shape:
 
 @pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_strides_alignments_and_widths(kernels: str, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(list(FORMATS)))
     rows, columns = (data.draw(st.integers(0, 4)) * 32 for _ in range(2))
@@ -199,7 +199,7 @@ def test_operators_are_right_for_compilers() -> None:
     from models.kernels.mx_quantize.operators import _dequantize, _quantize
 
     x = noise(32, 64)
-    for name in ("mxfp6_e3m2", "nvfp4"):
+    for name in ("nvfp4",):
         torch.library.opcheck(
             _quantize, ("triton", x, name, name, 0, "floor", "stochastic", False, True, -5, [], [], None)
         )
@@ -209,19 +209,13 @@ def test_operators_are_right_for_compilers() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("kernels", "backend"), [("triton", "aot_eager"), ("reference", "aot_eager"), ("reference", "inductor")]
-)
+@pytest.mark.parametrize(("kernels", "backend"), [("triton", "aot_eager"), ("reference", "inductor")])
 def test_compiled_whole(kernels: str, backend: str) -> None:
-    x = torch.cat([adversarial(), every_bfloat16().float()])[:576:2]
+    x = torch.cat([adversarial(), every_bfloat16().float()])[:576:4]
 
     def work(x: Tensor) -> list[Tensor]:
         found = []
-        for name, rounding in (
-            ("mxfp8_e4m3", "nearest_even"),
-            ("mxfp6_e3m2", "half_away"),
-            ("mxfp4_e2m1", "stochastic"),
-        ):
+        for name, rounding in (("mxfp6_e3m2", "half_away"), ("mxfp4_e2m1", "stochastic")):
             row, column = quantize_both(x, name, "mxint8", rounding=rounding, draw=Draw(KEY), kernels=kernels)
             found += [
                 row.elements,
