@@ -15,7 +15,7 @@ from models.errors import ModelError
 from models.formats import FORMATS, MODES, ROUNDINGS, Draw, MXTensor
 from models.formats import quantize as defined
 from models.kernels.mx_quantize import dequantize, quantize, quantize_both
-from tests.models.kernels.harness import noise, same_twice
+from tests.models.kernels.harness import Guarded, noise, same_twice
 
 KEY = (7 << 41) + 5
 IMPLEMENTATIONS = ("reference", "triton")
@@ -193,6 +193,27 @@ def test_rows_are_alone_and_runs_alike(kernels: str) -> None:
         return [made.elements, made.scales, dequantize(made, torch.bfloat16, kernels)]
 
     same_twice(run)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nothing_is_written_beyond(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import models.kernels.mx_quantize.triton as launches
+
+    guards: list[Guarded] = []
+    real = launches.storage
+
+    def guarded(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+        *parts, whole = real(*arguments)
+        guards.extend(made := [Guarded(part.shape, part.dtype) for part in parts])
+        return made[0].tensor, made[1].tensor, whole
+
+    monkeypatch.setattr(launches, "storage", guarded)
+    x = noise(96, 160)
+    (elements, scales, _), _ = launches.quantize(x, (name, name), 0, "floor", "nearest_even", False, None, None)
+    expected = defined(x, name)
+    assert torch.equal(elements, expected.elements) and torch.equal(scales, expected.scales) and len(guards) == 4
+    for guard in guards:
+        guard.check()
 
 
 def test_operators_are_right_for_compilers() -> None:
