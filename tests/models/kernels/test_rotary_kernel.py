@@ -37,7 +37,7 @@ def run(qkv: Tensor, heads: int, kv_heads: int, angles: Any, kernels: str) -> li
     return [*(part.detach() for part in parts), *torch.autograd.grad(parts, leaf, upstream)]
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     length=st.integers(1, 5),
     batch=st.integers(1, 3),
