@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo import config as dynamo
 from torch._functorch import config as functorch
 
 from launcher.bench.kernels.compiled import compiled_figures, show_compiled
@@ -51,6 +52,7 @@ def run(names: list[str], sizes: list[Sizes], rounds: int, device: torch.device)
         "product_rate": product_rate(place, rounds),
         "kernels": [],
     }
+    dynamo.recompile_limit = 64  # a block's code is one, whatever kernel it holds
     functorch.donated_buffer = False  # backward runs many times over one graph
     for one in sizes:
         for name in names:

@@ -35,7 +35,7 @@ class Sizes:
     parameters: int
 
 
-LARGE = Sizes("large", 16384, 4096, 14336, 128256, 1_500_000_000)
+LARGE = Sizes("large", 16384, 4096, 14336, 128256, 500_000_000)
 SMALL = Sizes("small", 2048, 1024, 2816, 32768, 10_000_000)
 REDUCED = Sizes("reduced", 256, 256, 704, 2048, 1_000_000)
 
