@@ -15,6 +15,7 @@ from models.errors import ModelError
 from models.formats import Draw, quantize
 from models.formats.hadamard import random_signs, rotate
 from models.formats.names import FORMATS
+from models.formats.random import bits, line_bits
 from models.formats.whole import WHOLE, quantize_whole
 from models.layers import PlainLayers
 from models.precision import BLOCKS, UNQUANTISED, ProductConfig, ProductsConfig
@@ -183,3 +184,13 @@ def test_options_that_cannot_be_are_refused(options: dict, words: list[str]) -> 
         ProductsConfig(**built)
     for word in words:
         assert word in str(told.value)
+
+
+def test_bits_by_lines_are_those_of_their_sums() -> None:
+    lines = (torch.arange(40) * 700, (torch.arange(3) + 5) << 40, torch.tensor([0, 1, 2, 500, 501]))
+    index = lines[0][:, None, None] + lines[1][:, None] + lines[2]
+    for key in (12345, -(1 << 62) + 77, torch.tensor(1 << 50)):
+        found = line_bits(key, lines)
+        assert found is not None
+        assert torch.equal(found.to(torch.int64) & 0xFFFFFFFF, bits(key, index))
+    assert line_bits(1, (torch.tensor([1 << 31]), torch.tensor([1 << 31]))) is None, "a carry"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.formats.elements import Element
 from models.formats.packing import GROUP
-from models.formats.random import _MIX1, _MIX2
+from models.formats.random import mix32
 from models.formats.scales import NAN
 from models.kernels.mx_quantize.constants import carry, random_key
 
@@ -82,15 +82,8 @@ def _round(scaled: Tensor, element: Element, rounding: str, random: Tensor | Non
 def random_bits(key: int, index: Tensor) -> Tensor:
     """`models.formats.random.bits` of places below 2^32: int64 in [0, 2^32)."""
     low, high = random_key(key)
-    x = _mix(index.to(torch.int32).bitwise_xor_(low))
-    return _mix(x.bitwise_xor_(high)).to(torch.int64).bitwise_and_(0xFFFFFFFF)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The mixer on int32, which wraps; consumes x."""
-    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(_MIX1)
-    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_MIX2)
-    return x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF))
+    x = mix32(index.to(torch.int32).bitwise_xor_(low))
+    return mix32(x.bitwise_xor_(high)).to(torch.int64).bitwise_and_(0xFFFFFFFF)
 
 
 def pack_blocks(codes: Tensor, bits: int) -> Tensor:

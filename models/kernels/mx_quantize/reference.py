@@ -17,7 +17,7 @@ from models.formats.names import Format
 from models.formats.packing import pack
 from models.formats.quantize import Draw
 from models.formats.quantize import quantize as defined
-from models.formats.random import bits
+from models.formats.random import bits, line_bits
 from models.formats.scales import NAN, NAN_E4M3, block_value, tensor_scale
 from models.formats.tensor import MXTensor
 from models.kernels.mx_quantize.encoding import (
@@ -48,7 +48,8 @@ def quantize(
     if sub_box:
         assert draw is not None
         shape = x.movedim(-1, dim).shape if laid != dim else x.shape
-        place = draw.index(shape, x.device).movedim(dim, laid)
+        place = _drawn_by_lines(draw)
+        place = (draw.index(shape, x.device) if place is None else place.expand(shape)).movedim(dim, laid)
     outer, inner = prod(x.shape[:laid]) * (x.shape[laid] // found.block), prod(x.shape[laid + 1 :])
     blocks = x.contiguous().view(outer, found.block, inner)
     place = None if place is None else place.contiguous().view(blocks.shape)
@@ -68,6 +69,13 @@ def quantize(
     scales = scales.reshape(_divided(x, laid, found)).movedim(laid, -1)
     scales = scales[..., :: found.block, :] if square else scales
     return MXTensor(elements, scales.contiguous(), found, dim, square, tensor)
+
+
+def _drawn_by_lines(draw: Draw) -> Tensor | None:
+    """Random numbers, int32, of a tensor whose places are told by lines, where nobody has to wait for them."""
+    if not draw.places or torch.compiler.is_compiling() or draw.places[0].device.type != "cpu":
+        return None
+    return line_bits(draw.key, draw.places)
 
 
 def _count(device: torch.device, size: int) -> int:
@@ -124,8 +132,11 @@ def _scaled(part: Tensor, factor: Tensor, found: Format) -> Tensor:
 
 
 def _random(draw: Draw, place: Tensor | None, blocks: Tensor, here: slice) -> Tensor:
-    """Random numbers of some blocks, by their places in the whole tensor, which are those in memory where None is told."""
+    """Random numbers of some blocks, by their places in the whole tensor, which are those in memory where None is told; places
+    of int32 are the numbers themselves."""
     part = blocks[here]
+    if place is not None and place.dtype == torch.int32:
+        return place[here].to(torch.int64).bitwise_and_(0xFFFFFFFF)
     if place is not None:
         index = place[here]
     else:
