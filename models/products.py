@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.formats.hadamard import random_signs, rotate
+from models.formats.native import multiply
 from models.formats.operand import Operand, operand
 from models.parameters import Declaration
 from models.precision import ProductConfig, ProductsConfig
@@ -147,6 +148,21 @@ class Quantiser:
         """What an operand stands for."""
         return found.values(dtype, self.kernels)
 
+    def multiply(self, x: Operand, weight: Operand, dtype: torch.dtype, along: int = 1) -> Tensor:
+        """Product over the last dim of x [..., R] and the dim `along` of a weight, 1: [..., R] x [N, R] -> [..., N]."""
+        native = multiply(x, weight, dtype)
+        if native is not None:
+            return native
+        matrix = self.values(weight, dtype)
+        return F.linear(self.values(x, dtype), matrix if along == 1 else matrix.t())
+
+    def multiply_tokens(self, y: Operand, x: Operand, dtype: torch.dtype) -> Tensor:
+        """Product over the tokens: y [S, B, N] and x [S, B, K] -> [N, K]."""
+        native = multiply(y.tokens_last(), x.tokens_last(), dtype) if y.layout and x.layout else None
+        if native is not None:
+            return native
+        return self.values(y, dtype).flatten(0, -2).t() @ self.values(x, dtype).flatten(0, -2)
+
 
 class QuantisedProduct:
     """The three products of a linear layer. declared: of its weight [N, K]."""
@@ -166,15 +182,13 @@ class QuantisedProduct:
         """Forward: [S, B, K] x [N, K] -> [S, B, N]."""
         activation = self._activations(x, -1, "forward", first_sample).gathered(self.axes.gather)
         weights = self._weights(weight, -1, "forward", first_sample)
-        value = self._quantiser.values
-        return F.linear(value(activation, x.dtype), value(weights, x.dtype))
+        return self._quantiser.multiply(activation, weights, x.dtype)
 
     def for_input(self, gradient: Tensor, weight: Tensor, first_sample: int | Tensor) -> Tensor:
         """Gradient of x, of the whole sequence: [S, B, N] x [N, K] -> [S, B, K]."""
-        value = self._quantiser.values
         gradients = self._gradients(gradient, -1, "input_gradient", first_sample)
         weights = self._weights(weight, 0, "input_gradient", first_sample)
-        return value(gradients, gradient.dtype) @ value(weights, gradient.dtype)
+        return self._quantiser.multiply(gradients, weights, gradient.dtype, along=0)
 
     def keep(self, x: Tensor, first_sample: int | Tensor) -> Operand:
         """What the gradient of the weight will need of x."""
@@ -182,10 +196,8 @@ class QuantisedProduct:
 
     def for_weight(self, gradient: Tensor, kept: Operand, first_sample: int | Tensor) -> Tensor:
         """Gradient of the weight: [S, B, N] x [S, B, K] -> [N, K]."""
-        value = self._quantiser.values
-        gradients = value(self._gradients(gradient, 0, "weight_gradient", first_sample), gradient.dtype)
-        activation = value(kept.gathered(self.axes.gather), gradient.dtype)
-        return gradients.flatten(0, -2).t() @ activation.flatten(0, -2)
+        gradients = self._gradients(gradient, 0, "weight_gradient", first_sample)
+        return self._quantiser.multiply_tokens(gradients, kept.gathered(self.axes.gather), gradient.dtype)
 
     def _activations(self, x: Tensor, dim: int, product: str, first_sample: int | Tensor) -> Operand:
         def places() -> tuple[Tensor, ...]:

@@ -42,6 +42,17 @@ class Operand:
         found = MXTensor(elements, scales, format, dim, square, whole[0] if whole else None)
         return dequantize(found, dtype, kernels) if format.block else found.dequantize(dtype)
 
+    def tokens_last(self) -> Operand:
+        """Of [S, B, N] in blocks along S, stored as [B, N, S], the matrix [N, B S] as it is stored with blocks along its last
+        dim."""
+        assert self.layout is not None
+        format, _, square = self.layout
+        elements, scales, *whole = self.tensors
+        parts = [part.movedim(0, 1).flatten(1) for part in (elements, scales)]
+        if not format.block:
+            parts[1] = scales.select(0, 0)  # one for all tokens of a feature, `operand` has made sequences agree
+        return Operand((*parts, *whole), (format, 1, square))
+
     def gathered(self, gather: Callable[[Tensor, int], Tensor]) -> Operand:
         """The whole of what this is a share of along the tensor's dim 0. gather: (share, along which dim of it) -> whole."""
         if self.layout is None:
@@ -76,7 +87,14 @@ def operand(
     draw = None if drawn is None else Draw(drawn[0], places=drawn[1])
     if format in WHOLE:
         random = None if draw is None else bits(draw.key, draw.index(x.shape, x.device))
-        agreed = lambda amax: largest(amax, scope == "tensor")  # noqa: E731
+
+        def agreed(amax: Tensor) -> Tensor:
+            if (
+                scope == "row" and dim == 0 and x.ndim == 3
+            ):  # [B, K, 1]: a row of the product has the tokens of all sequences
+                amax = amax.amax(0, keepdim=True).expand_as(amax)
+            return largest(amax, scope == "tensor")
+
         return Operand.of(quantize_whole(x, format, dim, scope, rounding, random=random, largest=agreed))
     if FORMATS[format].scale == "e8m0":
         return Operand.of(quantize(x, format, dim, scale, rounding, square=square, draw=draw, kernels=kernels))
