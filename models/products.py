@@ -20,6 +20,7 @@ from torch import Tensor
 from models.formats.hadamard import random_signs, rotate
 from models.formats.native import multiply
 from models.formats.operand import Operand, operand
+from models.kernels.mx_quantize import quantize_both
 from models.parameters import Declaration
 from models.precision import ProductConfig, ProductsConfig
 from models.random import key_tensor, stream_key
@@ -144,6 +145,19 @@ class Quantiser:
             kernels=self.kernels,
         )
 
+    def pair(self, x: Tensor, role: str, products: tuple[str, str]) -> tuple[Operand, Operand] | None:
+        """x [S, B, K] for a product over its last dim and for one over its tokens, read once; None where the two differ in more
+        than their formats, or are not both of blocks that rounding alone decides."""
+        first, second = (getattr(self.config, product) for product in products)
+        rounding = "gradient_rounding" if role == "gradient" else "rounding"
+        formats = getattr(first, role), getattr(second, role)
+        plain = first.hadamard == second.hadamard == "off" and all(name.startswith("mx") for name in formats)
+        chosen = getattr(first, rounding)
+        if not plain or chosen != getattr(second, rounding) or chosen == "stochastic":
+            return None
+        row, column = quantize_both(x, *formats, self.config.scale, chosen, kernels=self.kernels)
+        return Operand.of(row), Operand.of(column)
+
     def values(self, found: Operand, dtype: torch.dtype) -> Tensor:
         """What an operand stands for."""
         return found.values(dtype, self.kernels)
@@ -175,29 +189,39 @@ class QuantisedProduct:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, first_sample: int | Tensor) -> Tensor:
         learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        y = _Linear.apply(x, weight, first_sample, self) if learning else self.multiply(x, weight, first_sample)
+        if learning:
+            y = _Linear.apply(x, weight, first_sample, self)
+        else:
+            y = self.multiply(self._activations(x, -1, "forward", first_sample), weight, first_sample, x.dtype)
         return y if bias is None else y + bias
 
-    def multiply(self, x: Tensor, weight: Tensor, first_sample: int | Tensor) -> Tensor:
+    def activations(self, x: Tensor, first_sample: int | Tensor) -> tuple[Operand, Operand]:
+        """x [S, B, K] for forward, and what the gradient of the weight will need of it."""
+        return self._quantiser.pair(x, "activation", ("forward", "weight_gradient")) or (
+            self._activations(x, -1, "forward", first_sample),
+            self._activations(x, 0, "weight_gradient", first_sample),
+        )
+
+    def gradients(self, gradient: Tensor, first_sample: int | Tensor) -> tuple[Operand, Operand]:
+        """Output gradient [S, B, N] for the gradient of x and for that of the weight."""
+        return self._quantiser.pair(gradient, "gradient", ("input_gradient", "weight_gradient")) or (
+            self._gradients(gradient, -1, "input_gradient", first_sample),
+            self._gradients(gradient, 0, "weight_gradient", first_sample),
+        )
+
+    def multiply(self, activation: Operand, weight: Tensor, first_sample: int | Tensor, dtype: torch.dtype) -> Tensor:
         """Forward: [S, B, K] x [N, K] -> [S, B, N]."""
-        activation = self._activations(x, -1, "forward", first_sample).gathered(self.axes.gather)
         weights = self._weights(weight, -1, "forward", first_sample)
-        return self._quantiser.multiply(activation, weights, x.dtype)
+        return self._quantiser.multiply(activation.gathered(self.axes.gather), weights, dtype)
 
-    def for_input(self, gradient: Tensor, weight: Tensor, first_sample: int | Tensor) -> Tensor:
-        """Gradient of x, of the whole sequence: [S, B, N] x [N, K] -> [S, B, K]."""
-        gradients = self._gradients(gradient, -1, "input_gradient", first_sample)
+    def for_input(self, gradients: Operand, weight: Tensor, first_sample: int | Tensor, dtype: torch.dtype) -> Tensor:
+        """Gradient of x, summed over what gathered it: [S, B, N] x [N, K] -> [S, B, K]."""
         weights = self._weights(weight, 0, "input_gradient", first_sample)
-        return self._quantiser.multiply(gradients, weights, gradient.dtype, along=0)
+        return self.axes.scatter(self._quantiser.multiply(gradients, weights, dtype, along=0))
 
-    def keep(self, x: Tensor, first_sample: int | Tensor) -> Operand:
-        """What the gradient of the weight will need of x."""
-        return self._activations(x, 0, "weight_gradient", first_sample)
-
-    def for_weight(self, gradient: Tensor, kept: Operand, first_sample: int | Tensor) -> Tensor:
+    def for_weight(self, gradients: Operand, kept: Operand, dtype: torch.dtype) -> Tensor:
         """Gradient of the weight: [S, B, N] x [S, B, K] -> [N, K]."""
-        gradients = self._gradients(gradient, 0, "weight_gradient", first_sample)
-        return self._quantiser.multiply_tokens(gradients, kept.gathered(self.axes.gather), gradient.dtype)
+        return self._quantiser.multiply_tokens(gradients, kept.gathered(self.axes.gather), dtype)
 
     def _activations(self, x: Tensor, dim: int, product: str, first_sample: int | Tensor) -> Operand:
         def places() -> tuple[Tensor, ...]:
@@ -253,21 +277,22 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, first_sample: int | Tensor, product: QuantisedProduct) -> Tensor:
-        kept = product.keep(x, first_sample)
+        activation, kept = product.activations(x, first_sample)
         ctx.product, ctx.kept = product, replace(kept, tensors=())
         ctx.first_sample = first_sample
         ctx.save_for_backward(weight, *kept.tensors)
-        return product.multiply(x, weight, first_sample)
+        return product.multiply(activation, weight, first_sample, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         product, first_sample = ctx.product, ctx.first_sample
         weight, *kept = ctx.saved_tensors
+        by_features, by_tokens = product.gradients(gradient, first_sample)
         for_input = for_weight = None
         if ctx.needs_input_grad[0]:
-            for_input = product.axes.scatter(product.for_input(gradient, weight, first_sample))
+            for_input = product.for_input(by_features, weight, first_sample, gradient.dtype)
         if ctx.needs_input_grad[1]:
-            for_weight = product.for_weight(gradient, replace(ctx.kept, tensors=tuple(kept)), first_sample)
+            for_weight = product.for_weight(by_tokens, replace(ctx.kept, tensors=tuple(kept)), gradient.dtype)
         return for_input, for_weight, None, None
 
 
