@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.config import ModelConfig
 from models.core import Spans, take_spans
 from models.layers import Layers, PlainLayers
+from models.moe.config import MoEConfig
+from models.moe.layer import MixtureOfExperts
 from models.parameters import declaration, initialise
 from models.precision import ProductsConfig
 from models.random import Clock, fill_normal
@@ -94,3 +97,40 @@ def _features(module: nn.Module, dim: int, mesh: Mesh) -> Tensor | None:
 def _cut(x: Tensor, spans: Spans, features: Tensor | None) -> Tensor:
     rows = take_spans(x, spans, 0)
     return (rows if features is None else rows.index_select(-1, features)).contiguous()
+
+
+def mixture(parallel: ParallelConfig, products: ProductsConfig) -> dict[str, float]:
+    """The largest differences, relative to the largest value, between a mixture layer whose experts are shared out and the same
+    in one process: of this rank's output and input gradient, and of its experts' gradients over all ranks' tokens."""
+    mesh = Mesh(parallel, torch.device("cpu"))
+    model = ModelConfig(hidden_size=64, layers=1, heads=2, moe=MoEConfig(experts=4, expert_size=128, top_k=2))
+    inputs = [(_noise(f"x{data}", 64, 64) / 8, _noise(f"gradient{data}", 64, 64)) for data in range(parallel.data)]
+    firsts = [FIRST + data * SAMPLES for data in range(parallel.data)]
+
+    def run(layers: Layers, x: Tensor, upstream: Tensor, first: int) -> list[Tensor]:
+        layer = MixtureOfExperts(model, layers.within("layers.0").within("feed_forward"), 0)
+        for name, parameter in layer.named_parameters():
+            initialise(parameter.data, name, SEED, declaration(parameter), (0,) * parameter.dim())
+        layers.routing.start(1.0)
+        x = x.clone().requires_grad_()
+        y = layer(x, first)
+        y.backward(upstream)
+        assert x.grad is not None
+        return [y.detach(), x.grad, *(layer.experts.get_submodule(name).weight.grad for name in ("up", "down"))]
+
+    rank = mesh.place.data
+    found = run(layers_for(mesh, torch.float32, Clock(SEED), products=products), *inputs[rank], firsts[rank])
+    alone = [
+        run(PlainLayers(clock=Clock(SEED), products=products), *pair, first)
+        for pair, first in zip(inputs, firsts, strict=True)
+    ]
+    experts = []
+    for which in (2, 3):
+        held = found[which].shape[0]
+        start = mesh.place.expert * held
+        experts.append(torch.stack([one[which][start : start + held] for one in alone]).sum(0))
+    mesh.close()
+    return {
+        name: float((one - other).abs().max() / other.abs().max())
+        for name, one, other in zip(("output", "input", "up", "down"), found, [*alone[rank][:2], *experts], strict=True)
+    }

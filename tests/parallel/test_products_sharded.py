@@ -65,6 +65,14 @@ def test_a_sharded_layer_equals_the_whole_one(kind: str, layout: str, chosen: st
         assert max(told.values()) < ROUNDED, told
 
 
+@pytest.mark.parametrize("chosen", ["mxfp8", "mxfp4, stochastic, rotated", "mxint8, square weights"])
+def test_experts_on_other_ranks_multiply_the_same_bits(chosen: str, pools: Pools) -> None:
+    """Each rank's tokens of an expert are whole blocks, so it does not matter whose come beside them."""
+    parallel = ParallelConfig(data=2, expert=2)
+    for told in pools.run(2, product_jobs.mixture, parallel=parallel, products=PRODUCTS[chosen]):
+        assert max(told.values()) < ROUNDED, told
+
+
 MODEL = ModelConfig(hidden_size=128, layers=4, heads=4, ffn_size=192, vocab_size=256, max_sequence=256)
 EXPERTS = replace(MODEL, moe=MoEConfig(experts=4, expert_size=64))
 MXFP8 = products("mxfp8_e4m3")
