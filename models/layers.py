@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.core import AttentionCore, CoreSpec, Spans
+from models.formats.health import Health
 from models.kernels.cross_entropy import cross_entropy as kernel_cross_entropy
 from models.kernels.cross_entropy.vocabulary import VocabAxis
 from models.kernels.layer_norm import layer_norm
@@ -53,6 +54,7 @@ class Layers(Protocol):
     name: str
     clock: Clock
     routing: Routing
+    health: Health
     experts: ExpertAxis
     degree: int
     rank: int
@@ -166,7 +168,7 @@ class PlainLayers(Named):
     ) -> None:
         self.dtype, self.kernels, self.products = dtype, kernels, products
         self.clock = clock or Clock(0)
-        self.routing = Routing()
+        self.routing, self.health = Routing(), Health()
         self.experts: ExpertAxis = LocalExperts()
         self.degree, self.rank = 1, 0
 
@@ -197,8 +199,9 @@ class PlainLayers(Named):
     def _linear(self, linear: Linear, name: str) -> Linear:
         if self.products.quantised:
             declared = declaration(linear.weight)
+            axes, path = self.product_axes("none"), f"{self.name}.{name}"
             linear.product = QuantisedProduct(
-                self.products, self.kernels, self.clock.seed, f"{self.name}.{name}", declared, self.product_axes("none")
+                self.products, self.kernels, self.clock.seed, path, declared, axes, self.health
             )
         return linear
 
@@ -214,7 +217,7 @@ class PlainLayers(Named):
             declared = Declaration((rows, hidden), None, (), 1, 0, 0.0)
             axes = self.product_axes("none")
             head.product = QuantisedProduct(
-                self.products, self.kernels, self.clock.seed, "head.projection", declared, axes
+                self.products, self.kernels, self.clock.seed, "head.projection", declared, axes, self.health
             )
         return head
 
@@ -259,9 +262,8 @@ def replicated_product(layers: Layers, name: str, weight: Tensor) -> Product:
     if not products.quantised or name in products.high:
         return plain_product
     path = f"{layers.name}.{name}"
-    return QuantisedProduct(
-        products, layers.kernels, layers.clock.seed, path, declaration(weight), layers.product_axes("none")
-    )
+    axes = layers.product_axes("none")
+    return QuantisedProduct(products, layers.kernels, layers.clock.seed, path, declaration(weight), axes, layers.health)
 
 
 class Linear(nn.Module):

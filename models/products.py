@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.formats.hadamard import random_signs, rotate
+from models.formats.health import Health
 from models.formats.native import multiply
 from models.formats.operand import Operand, operand
 from models.kernels.mx_quantize import quantize_both
@@ -101,8 +102,9 @@ class Quantiser:
     """Operands of one layer's products in their formats. name: of the layer, which random numbers are a function of, with the
     seed."""
 
-    def __init__(self, config: ProductsConfig, kernels: str, seed: int, name: str, axes: Axes) -> None:
+    def __init__(self, config: ProductsConfig, kernels: str, seed: int, name: str, axes: Axes, health: Health) -> None:
         self.config, self.kernels, self.axes = config, kernels, axes
+        self._name, self._health = name, health
         self._keys = {key: key_tensor(stream_key(seed, "rounding", name, *key)) for key in _drawn(config)}
         self._signs = {
             product: random_signs(stream_key(seed, "hadamard", name, product), getattr(config, product).hadamard_size)
@@ -118,9 +120,11 @@ class Quantiser:
         role: str,
         over: str,
         places: Callable[[], tuple[Tensor, ...]],
+        first_sample: int | Tensor,
     ) -> Operand:
         """x along `dim` for a product, as its activation, weight or gradient. over: see `Axes.largest`; places: int64 [extent]
-        of every dimension, whose sum is where an element stands in the whole model's tensor."""
+        of every dimension, whose sum is where an element stands in the whole model's tensor; first_sample: which micro-batch
+        it is of."""
         chosen: ProductConfig = getattr(self.config, product)
         format: str = getattr(chosen, role)
         rounding = chosen.gradient_rounding if role == "gradient" else chosen.rounding
@@ -132,7 +136,7 @@ class Quantiser:
         drawn = None
         if rounding == "stochastic":
             drawn = self._keys[product, role].to(x.device), places()
-        return operand(
+        found = operand(
             x,
             format,
             dim,
@@ -144,6 +148,9 @@ class Quantiser:
             largest=lambda amax, whole: self.axes.largest(amax, "tensor" if whole else over),
             kernels=self.kernels,
         )
+        if self._health.recording:  # never where layers are compiled
+            self._health.record((self._name, product, role, format), first_sample, x, found)
+        return found
 
     def pair(self, x: Tensor, role: str, products: tuple[str, str]) -> tuple[Operand, Operand] | None:
         """x [S, B, K] for a product over its last dim and for one over its tokens, read once; None where the two differ in more
@@ -182,10 +189,17 @@ class QuantisedProduct:
     """The three products of a linear layer. declared: of its weight [N, K]."""
 
     def __init__(
-        self, config: ProductsConfig, kernels: str, seed: int, name: str, declared: Declaration, axes: Axes
+        self,
+        config: ProductsConfig,
+        kernels: str,
+        seed: int,
+        name: str,
+        declared: Declaration,
+        axes: Axes,
+        health: Health,
     ) -> None:
         self.axes, self.inputs, self.outputs = axes, Line.of(declared, 1), Line.of(declared, 0)
-        self._quantiser = Quantiser(config, kernels, seed, name, axes)
+        self._quantiser = Quantiser(config, kernels, seed, name, axes, health)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, first_sample: int | Tensor) -> Tensor:
         learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
@@ -227,13 +241,17 @@ class QuantisedProduct:
         def places() -> tuple[Tensor, ...]:
             return _token_places(x, self.axes.positions(x.shape[0]), self.inputs, first_sample)
 
-        return self._quantiser.operand(x, dim, product, "activation", "tokens" if dim == 0 else "inputs", places)
+        return self._quantiser.operand(
+            x, dim, product, "activation", "tokens" if dim == 0 else "inputs", places, first_sample
+        )
 
     def _gradients(self, gradient: Tensor, dim: int, product: str, first_sample: int | Tensor) -> Operand:
         def places() -> tuple[Tensor, ...]:
             return _token_places(gradient, self.axes.positions_out(gradient.shape[0]), self.outputs, first_sample)
 
-        return self._quantiser.operand(gradient, dim, product, "gradient", "rows" if dim == 0 else "outputs", places)
+        return self._quantiser.operand(
+            gradient, dim, product, "gradient", "rows" if dim == 0 else "outputs", places, first_sample
+        )
 
     def _weights(self, weight: Tensor, dim: int, product: str, first_sample: int | Tensor) -> Operand:
         def places() -> tuple[Tensor, ...]:
@@ -241,7 +259,9 @@ class QuantisedProduct:
             # another rounding in every step, the same on all that compute the same samples
             return rows * self.inputs.total + (first_sample << SAMPLE), columns
 
-        return self._quantiser.operand(weight, dim, product, "weight", "outputs" if dim == 0 else "inputs", places)
+        return self._quantiser.operand(
+            weight, dim, product, "weight", "outputs" if dim == 0 else "inputs", places, first_sample
+        )
 
 
 def _token_places(x: Tensor, positions: Tensor, line: Line, first_sample: int | Tensor) -> tuple[Tensor, ...]:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.core import AttentionCore, CoreSpec, Spans, slice_spans
+from models.formats.health import Health
 from models.layers import Layers, Loss, Named, PlainLayers, cross_entropy, head_losses
 from models.loss import PLAIN, Terms
 from models.moe.axis import ExpertAxis, LocalExperts
@@ -163,7 +164,7 @@ class MegatronLayers(AcrossContext, Named):
     ) -> None:
         self.dtype, self.kernels, self.products, self.clock = dtype, kernels, products, clock
         self._mesh, self._cut = mesh, cut_for(mesh)
-        self.routing = Routing()
+        self.routing, self.health = Routing(), Health()
         self.experts: ExpertAxis = LocalExperts()
         self.group, self.rank, self.degree = mesh.tensor_group, mesh.place.tensor, mesh.config.tensor
         self.sequence_parallel = mesh.config.sequence_parallel
@@ -218,7 +219,7 @@ class MegatronLayers(AcrossContext, Named):
         if self.sequence_parallel and cut == "outputs":
             gather, scatter = (partial(collective, group=self.group) for collective in (_all_gather, _reduce_scatter))
             axes = MeshAxes(self._mesh, cut, self.spans_in_heads, self.spans, gather, scatter)
-        return QuantisedProduct(self.products, self.kernels, self.clock.seed, name, declared, axes)
+        return QuantisedProduct(self.products, self.kernels, self.clock.seed, name, declared, axes, self.health)
 
     def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
         return self.rounded_embedding(_Embedding(self, rows, hidden, std=std))

@@ -37,10 +37,15 @@ class Operand:
         """What it stands for."""
         if self.layout is None:
             return self.tensors[0].to(dtype)
+        found = self.tensor()
+        return dequantize(found, dtype, kernels) if found.format.block else found.dequantize(dtype)
+
+    def tensor(self) -> MXTensor:
+        """The tensor in a block format again; of a plain one there is none."""
+        assert self.layout is not None
         elements, scales, *whole = self.tensors
         format, dim, square = self.layout
-        found = MXTensor(elements, scales, format, dim, square, whole[0] if whole else None)
-        return dequantize(found, dtype, kernels) if format.block else found.dequantize(dtype)
+        return MXTensor(elements, scales, format, dim, square, whole[0] if whole else None)
 
     def tokens_last(self) -> Operand:
         """Of [S, B, N] in blocks along S, stored as [B, N, S], the matrix [N, B S] as it is stored with blocks along its last

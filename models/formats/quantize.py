@@ -78,7 +78,7 @@ def quantize(
     if rounding == "stochastic":
         assert draw is not None
         random = bits(draw.key, draw.index(x.shape, x.device)).movedim(dim, -1)
-    blocks = _blocks(values, width, square)
+    blocks = in_blocks(values, width, square)
     amax = torch.where(blocks.isnan(), torch.inf, blocks.abs()).amax(-1)
     if found.scale == "e4m3":
         codes, scales, whole = _encode_scaled(values, amax, found, rounding, random, square, whole_amax)
@@ -121,7 +121,7 @@ def checked(
     return found
 
 
-def _blocks(values: Tensor, width: int, square: bool) -> Tensor:
+def in_blocks(values: Tensor, width: int, square: bool) -> Tensor:
     """[..., blocks of the last dimension, elements of a block]; of square ones [..., rows of blocks, blocks, elements]."""
     if not square:
         return values.unflatten(-1, (-1, width))

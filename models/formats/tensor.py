@@ -55,10 +55,10 @@ class MXTensor:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The values, exact in float32, of the tensor's shape; in bfloat16 exact for MX formats down to 2^-133."""
-        found = decode(self.codes(), self.format.element) * self._factors()
+        found = decode(self.codes(), self.format.element) * self.factors()
         return found.to(dtype).movedim(-1, self.dim)
 
-    def _factors(self) -> Tensor:
+    def factors(self) -> Tensor:
         """What each element is multiplied by, float32, the blocked dimension last."""
         whole = self.tensor_scale
         factors = power(self.scales) if whole is None else block_value(self.scales, whole)

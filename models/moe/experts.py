@@ -75,10 +75,10 @@ class Experts(nn.Module):
         self.up, self.down = _Up(config, layers), _Down(config, layers)
         self.activation = activation_of(config, layers, config.expert_width)
 
-    def forward(self, x: Tensor, counts: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """x: [N, H] sorted by expert; counts: int64 [held], rows of each expert, that sum to N; tokens: see `Rows`. Returns
-        [N, H], over the tensor axis in parts that the caller sums."""
-        rows = Rows.of(counts, x.shape[0], tokens)
+    def forward(self, x: Tensor, counts: Tensor, tokens: Tensor | None = None, first_sample: int = 0) -> Tensor:
+        """x: [N, H] sorted by expert; counts: int64 [held], rows of each expert, that sum to N; tokens, first_sample: see
+        `Rows`. Returns [N, H], over the tensor axis in parts that the caller sums."""
+        rows = Rows.of(counts, x.shape[0], tokens, first_sample)
         return self.down(self.activation(self.up(x, rows)), rows)
 
 
@@ -96,5 +96,14 @@ def _product(config: ModelConfig, layers: Layers, name: str, lines: tuple[Line, 
     axes = layers.product_axes("outputs" if name == "up" else "inputs")
     place = f"{layers.name}.{name}"
     return QuantisedExperts(
-        plain, layers.products, layers.kernels, layers.clock.seed, place, lines, axes, first, experts
+        plain,
+        layers.products,
+        layers.kernels,
+        layers.clock.seed,
+        place,
+        lines,
+        axes,
+        first,
+        experts,
+        layers.health,
     )

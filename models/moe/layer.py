@@ -40,7 +40,9 @@ class MixtureOfExperts(nn.Module):
         sent = axis.send(permute(tokens, order, kernels), order.counts)
         always = self._shared(x, first_sample)  # while the tokens travel
         rows, counts = sent.arrived()
-        results = sent.back(self.experts(rows, counts, self._names(order, whole, first_sample)))
+        names = self._names(order, whole, first_sample)
+        counted = first_sample if self._layers.health.recording else 0
+        results = sent.back(self.experts(rows, counts, names, counted))
         y = self._layers.leave(unpermute(results, weights, order, kernels).view_as(whole))
         return y if always is None else y + always
 

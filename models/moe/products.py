@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.formats.health import Health
 from models.formats.operand import Operand
 from models.precision import ProductsConfig
 from models.products import SAMPLE, Axes, Line, Quantiser
@@ -26,17 +27,19 @@ POSITION = 24
 @dataclass(frozen=True)
 class Rows:
     """How N rows, sorted by expert, belong to the experts of this rank. ends: int32 [held], one past each expert's last row;
-    expert: int64 [N], whose a row is. tokens: int64 [N], (sample << POSITION) + position of each, where rounding needs it."""
+    expert: int64 [N], whose a row is. tokens: int64 [N], (sample << POSITION) + position of each, where rounding needs it.
+    first_sample: of the micro-batch, where what operands become is counted."""
 
     ends: Tensor
     expert: Tensor
     tokens: Tensor | None = None
+    first_sample: int = 0
 
     @staticmethod
-    def of(counts: Tensor, rows: int, tokens: Tensor | None = None) -> Rows:
+    def of(counts: Tensor, rows: int, tokens: Tensor | None = None, first_sample: int = 0) -> Rows:
         """From int64 counts [held] that sum to `rows`."""
         expert = torch.repeat_interleave(counts, output_size=rows)
-        return Rows(counts.cumsum(0).to(torch.int32), expert, tokens)
+        return Rows(counts.cumsum(0).to(torch.int32), expert, tokens, first_sample)
 
 
 class Product:
@@ -81,9 +84,10 @@ class QuantisedExperts:
         axes: Axes,
         first: int,
         experts: int,
+        health: Health,
     ) -> None:
         self.product, self.inputs, self.outputs, self.first, self.experts = product, *lines, first, experts
-        self._quantiser = Quantiser(config, kernels, seed, name, axes)
+        self._quantiser = Quantiser(config, kernels, seed, name, axes, health)
 
     def __call__(self, x: Tensor, matrices: Tensor, rows: Rows) -> Tensor:
         learning = torch.is_grad_enabled() and (x.requires_grad or matrices.requires_grad)
@@ -93,7 +97,7 @@ class QuantisedExperts:
         """Forward."""
         value = self._quantiser.values
         activation = value(self._rows(x, -1, "forward", "activation", rows), x.dtype)
-        return self.product(activation, value(self._matrices(matrices, 1, "forward"), x.dtype), rows)
+        return self.product(activation, value(self._matrices(matrices, 1, "forward", rows), x.dtype), rows)
 
     def keep(self, x: Tensor, rows: Rows) -> Operand:
         """What the gradient of the matrices will need of x."""
@@ -103,7 +107,7 @@ class QuantisedExperts:
         """[N, O] -> [N, I]."""
         value = self._quantiser.values
         gradients = value(self._rows(gradient, -1, "input_gradient", "gradient", rows), gradient.dtype)
-        weights = value(self._matrices(matrices, 2, "input_gradient"), gradient.dtype)
+        weights = value(self._matrices(matrices, 2, "input_gradient", rows), gradient.dtype)
         return self.product(gradients.contiguous(), weights.transpose(1, 2).contiguous(), rows)
 
     def for_matrices(self, gradient: Tensor, kept: Operand, rows: Rows) -> Tensor:
@@ -122,16 +126,17 @@ class QuantisedExperts:
             return (sample << SAMPLE) + place * line.total, line.places(x.device)
 
         over = {"gradient": ("rows", "outputs"), "activation": ("tokens", "inputs")}[role][dim != 0]
-        return self._quantiser.operand(x, dim, product, role, over, places)
+        return self._quantiser.operand(x, dim, product, role, over, places, rows.first_sample)
 
-    def _matrices(self, matrices: Tensor, dim: int, product: str) -> Operand:
+    def _matrices(self, matrices: Tensor, dim: int, product: str, rows: Rows) -> Operand:
         def places() -> tuple[Tensor, ...]:
             device = matrices.device
             expert = torch.arange(self.first, self.first + matrices.shape[0], device=device)
             size = self.inputs.total * self.outputs.total
             return expert * size, self.inputs.places(device) * self.outputs.total, self.outputs.places(device)
 
-        return self._quantiser.operand(matrices, dim, product, "weight", "inputs" if dim == 1 else "outputs", places)
+        over = "inputs" if dim == 1 else "outputs"
+        return self._quantiser.operand(matrices, dim, product, "weight", over, places, rows.first_sample)
 
 
 class _Experts(torch.autograd.Function):
