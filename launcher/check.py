@@ -116,7 +116,25 @@ def check_recipe(recipe: Recipe, world_size: int, device: str) -> None:
                 f"train.profile_step={phase.train.profile_step}: shows a pipeline's time, and parallel.pipeline=1 has none; "
                 "set it to 0 or parallel.pipeline above 1"
             )
+    check_formats(recipe)
     check_budget(recipe)
+
+
+def check_formats(recipe: Recipe) -> None:
+    """Refuse figures of block formats where there can be none."""
+    every = recipe.tracker.formats_every_steps
+    quantised = [phase for phase in phases_of(recipe) if phase.precision.products.quantised]
+    if every and not quantised:
+        raise RecipeError(
+            f"tracker.formats_every_steps={every}: has no effect where no product is quantised; set it to 0 or choose formats "
+            "(precision=mxfp8, say)"
+        )
+    for phase in quantised:
+        if every and phase.parallel.compile != "none":
+            raise RecipeError(
+                f"tracker.formats_every_steps={every}: compiled layers do not count what becomes of their operands, and "
+                f"parallel.compile={phase.parallel.compile}; set parallel.compile=none, or tracker.formats_every_steps=0"
+            )
 
 
 def check_budget(recipe: Recipe) -> None:

@@ -259,12 +259,15 @@ class TrackerConfig:
     """Plain progress lines (not on a terminal): one every this many steps."""
     routing_every_steps: int = 10
     """routing.jsonl, of models with experts: one line every this many steps."""
+    formats_every_steps: int = 0
+    """formats.jsonl, of models in block formats: what becomes of operands, counted every this many steps; 0 for never."""
 
     def __post_init__(self) -> None:
         """Refuse unknown modes."""
         _one_of("tracker.wandb", self.wandb, ("auto", "online", "offline", "off"))
         _at_least("tracker.every_steps", self.every_steps, 1)
         _at_least("tracker.routing_every_steps", self.routing_every_steps, 1)
+        _at_least("tracker.formats_every_steps", self.formats_every_steps, 0)
 
 
 @dataclass(frozen=True)

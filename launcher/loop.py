@@ -26,10 +26,12 @@ def fit(run: Run, phase: Recipe, engine: Engine, batches: TrainBatches) -> bool:
         waited = time.perf_counter() - began
         rate = learning_rate(run, phase, schedule, fetched.slot.tokens)
         with profiled(run, phase, engine):
-            result = engine.step(fetched.batch, rate)
+            result = engine.step(fetched.batch, rate, formats=_counts_formats(run, phase))
         seconds = time.perf_counter() - began
         _count(run, fetched, result)
         run.tell("on_step", _record(run, phase, fetched, result, rate, seconds, waited))
+        for warning in run.watch.look(result.formats):
+            run.event("warning", warning)
         _refuse_endless_skipping(run, phase, result)
         stop, save = run.agree(fetched.slot.tokens)
         last = index == steps - 1
@@ -114,6 +116,12 @@ def _count(run: Run, fetched: Fetched, result: StepResult) -> None:
     )
 
 
+def _counts_formats(run: Run, phase: Recipe) -> bool:
+    """Whether the step that is about to be made counts what becomes of operands in block formats."""
+    every = phase.tracker.formats_every_steps
+    return every > 0 and (run.counters.step + 1) % every == 0
+
+
 def _record(
     run: Run, phase: Recipe, fetched: Fetched, result: StepResult, rate: float, seconds: float, waited: float
 ) -> StepRecord:
@@ -140,6 +148,7 @@ def _record(
         sequence_length=slot.length,
         drawn=fetched.drawn,
         routing=result.routing,
+        formats=result.formats,
     )
 
 

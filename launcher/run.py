@@ -17,12 +17,14 @@ from data.tokenizers import Tokenizer, load_corpus_tokenizer
 from launcher.batches import Counters
 from launcher.budget import Budget
 from launcher.callbacks.base import Callback, RunView, ValidationRecord
+from launcher.callbacks.formats import FormatsFile
 from launcher.callbacks.metrics import MetricsFile
 from launcher.callbacks.progress import Progress
 from launcher.callbacks.routing import RoutingFile
 from launcher.callbacks.tensorboard import TensorBoardTracker
 from launcher.callbacks.wandb import WandbTracker
 from launcher.config import Recipe
+from launcher.formats import FormatsWatch
 from launcher.machine import environment, peak_flops
 from launcher.plan.memory import estimate
 from launcher.reading import Reading, epoch_tokens, longest_sequence, validation_streams
@@ -54,6 +56,7 @@ class Run:
         self.mesh: Mesh
         self.checkpoints: Checkpoints | None = None
         self.reading = Reading()
+        self.watch = FormatsWatch()
         self.validation_streams: dict[str, Stream] = {}
         self._outcome = "failed"
         self._facts: dict[str, Any] = {}
@@ -124,6 +127,8 @@ class Run:
             self.callbacks.append(Progress(every_steps=config.every_steps))
         if self.recipe.model.moe.experts:
             self.callbacks.append(RoutingFile(config.routing_every_steps))
+        if config.formats_every_steps:
+            self.callbacks.append(FormatsFile())
         if config.wandb != "off":
             self.callbacks.append(WandbTracker(config.wandb, config.project, config.entity or None))
         if config.tensorboard:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.formats.telemetry import LayerFormats
 from models.moe.telemetry import LayerRouting
 
 
@@ -36,6 +37,7 @@ class StepRecord:
     sequence_length: int = 0  # tokens of each of its sequences
     drawn: dict[str, int] = field(default_factory=dict)  # its tokens by source, of a mixture
     routing: tuple[LayerRouting, ...] = ()  # of each layer with experts
+    formats: tuple[LayerFormats, ...] = ()  # of each operand in a block format, in steps where they are counted
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ Every line has `kind` and `time` (seconds since the epoch). The kinds are
 
     start       start_step total_steps total_tokens parameters world_size facts   one for each process that trained
     step        the fields of StepRecord, and of a model with experts router_entropy router_balance router_largest_load
-                router_drop_share (models/moe/telemetry.py)
+                router_drop_share (models/moe/telemetry.py); in steps where operands in block formats are counted
+                format_saturated format_last_bin format_underflow format_snr format_gradient_bias, the worst of all
+                (models/formats/telemetry.py)
     validation  the fields of ValidationRecord
     event       step event text
     sample      step prompt text
@@ -27,12 +29,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from launcher.callbacks.base import Callback, RunView, StepRecord, ValidationRecord
+from models.formats.telemetry import headline as formats_headline
 from models.moe.telemetry import headline
 
 FILE_NAME = "metrics.jsonl"
 
 # These will be written again when the steps beyond the checkpoint are; others, as `interrupted`, tell what happened.
-_REPEATED_KINDS = frozenset({"step", "validation", "sample", "routing"})
+_REPEATED_KINDS = frozenset({"step", "validation", "sample", "routing", "formats"})
 _REPEATED_EVENTS = frozenset({"checkpoint", "phase", "skip"})
 
 
@@ -106,9 +109,9 @@ class MetricsFile(Callback):
         self._write("start", {name: getattr(run, name) for name in names})
 
     def on_step(self, record: StepRecord) -> None:
-        """One `step` line; of routing its headline, the rest is in routing.jsonl."""
-        fields = {name: value for name, value in vars(record).items() if name != "routing"}
-        self._write("step", {**fields, **headline(record.routing)})
+        """One `step` line; of routing and formats their headlines, the rest is in routing.jsonl and formats.jsonl."""
+        fields = {name: value for name, value in vars(record).items() if name not in ("routing", "formats")}
+        self._write("step", {**fields, **headline(record.routing), **formats_headline(record.formats)})
 
     def on_validation(self, record: ValidationRecord) -> None:
         """One `validation` line."""

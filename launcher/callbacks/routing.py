@@ -33,15 +33,16 @@ class RoutingFile(Callback):
         """One line, where it is due: numbers to 5 digits, which is more than a picture shows."""
         if self._path is None or not record.routing or record.step % self.every_steps:
             return
-        layers = [_rounded(asdict(layer)) for layer in record.routing]
+        layers = [rounded(asdict(layer)) for layer in record.routing]
         line = {"kind": "routing", "step": record.step, "tokens": record.tokens, "layers": strict(layers)}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """Plain data with its numbers to 5 digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value

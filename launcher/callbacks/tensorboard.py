@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.callbacks.base import Callback, RunView, StepRecord, ValidationRecord
+from models.formats.telemetry import headline as formats_headline
 from models.moe.telemetry import headline
 
 DIRECTORY = "tensorboard"
@@ -38,7 +39,7 @@ class TensorBoardTracker(Callback):
         """One point in every chart under `train/`."""
         names = ("tokens", "loss", "grad_norm", "learning_rate", "tokens_per_second", "step_seconds")
         values = {name: getattr(record, name) for name in (*names, "flops_utilisation", "skipped_total")}
-        self._scalars("train", record.step, values | headline(record.routing))
+        self._scalars("train", record.step, values | headline(record.routing) | formats_headline(record.formats))
 
     def on_validation(self, record: ValidationRecord) -> None:
         """One point in every chart under `validation/`, flushed at once: it is what people wait for."""

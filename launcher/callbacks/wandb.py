@@ -19,6 +19,7 @@ from urllib.parse import urlparse
 
 from launcher.callbacks.base import Callback, RunView, StepRecord, ValidationRecord
 from launcher.callbacks.metrics import strict
+from models.formats.telemetry import headline as formats_headline
 from models.moe.telemetry import headline
 
 Mode = Literal["auto", "online", "offline", "off"]
@@ -104,7 +105,8 @@ class WandbTracker(Callback):
         values["train/skipped_total"] = record.skipped_total
         if record.flops_utilisation is not None:
             values["train/flops_utilisation"] = record.flops_utilisation
-        values |= {f"train/{name}": value for name, value in headline(record.routing).items()}
+        told = headline(record.routing) | formats_headline(record.formats)
+        values |= {f"train/{name}": value for name, value in told.items()}
         self._record(record.step, {"tokens": record.tokens, **values})
 
     def on_validation(self, record: ValidationRecord) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.callbacks.formats import FILE_NAME as FORMATS_FILE
 from launcher.callbacks.routing import FILE_NAME as ROUTING_FILE
 from launcher.report.collect import ReportError, Run, read_run
 
@@ -47,7 +48,8 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> tuple[
 
 
 def _plates(run: Run, png_path: Path) -> list[Plate]:
-    """The further pictures of a run: where a mixture's tokens went, and a measured step of its pipeline."""
+    """The further pictures of a run: where a mixture's tokens went, what became of operands in block formats, what was read,
+    and a measured step of its pipeline."""
     from launcher.report.page import Plate
     from launcher.report.theme import DARK, LIGHT
 
@@ -60,6 +62,14 @@ def _plates(run: Run, png_path: Path) -> list[Plate]:
             drawn = (routing_picture(routing, theme, "svg") for theme in (LIGHT, DARK))
             found.append(Plate("Routing", "Load of each expert in each layer against tokens", *drawn))
             _write(png_path.with_name(f"{png_path.stem}_routing.png"), routing_picture(routing, LIGHT, "png"))
+    if (run.directory / FORMATS_FILE).exists():
+        from launcher.report.formats import formats_picture, read_formats
+
+        formats = read_formats(run.directory)
+        if formats:
+            drawn = (formats_picture(formats, theme, "svg") for theme in (LIGHT, DARK))
+            found.append(Plate("Formats", "What became of operands in block formats against tokens", *drawn))
+            _write(png_path.with_name(f"{png_path.stem}_formats.png"), formats_picture(formats, LIGHT, "png"))
     from launcher.report.reading import is_worth_drawing, reading_picture
 
     if is_worth_drawing(run.steps):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.formats.telemetry import LayerFormats
 from models.loss import LossConfig
 from models.moe.telemetry import LayerRouting
 from models.objectives.config import ReweightConfig
@@ -41,13 +42,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step found: sums over the global batch, the norm before clipping, each mixture layer's routing."""
+    """What an optimizer step found: sums over the global batch, the norm before clipping, each mixture layer's routing, and
+    what became of operands in block formats, where that was asked for."""
 
     loss_sum: float
     valid_tokens: float
     grad_norm: float
     skipped: bool
     routing: tuple[LayerRouting, ...] = ()
+    formats: tuple[LayerFormats, ...] = ()
 
     @property
     def loss(self) -> float:
@@ -93,9 +96,10 @@ class EngineSpec:
 class Engine(Protocol):
     """One model being trained at one layout."""
 
-    def step(self, batch: Batch, learning_rate: float) -> StepResult:
+    def step(self, batch: Batch, learning_rate: float, *, formats: bool = False) -> StepResult:
         """Forward, backward, clip, update; a non-finite gradient anywhere skips the update everywhere. All data ranks give as
-        many rows, and as long; the next step may have more or fewer of them, longer or shorter."""
+        many rows, and as long; the next step may have more or fewer of them, longer or shorter. formats: count what becomes of
+        operands in block formats; layers may not be compiled then."""
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         """(loss sum in nats, valid tokens) over all replicas, without gradients."""

@@ -60,6 +60,7 @@ from parallel.engines.base import (
 )
 from parallel.engines.deepspeed_experts import mark_experts, split_groups
 from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refresh_model
+from parallel.engines.formats import finish_formats
 from parallel.engines.loss import WeightedLoss
 from parallel.engines.routing import finish_routing
 from parallel.engines.state import parameter_pieces, routing_pieces
@@ -109,11 +110,12 @@ class DeepSpeedEngine:
 
     # What the loop asks for -----------------------------------------------------------------------------------------
 
-    def step(self, batch: Batch, learning_rate: float) -> StepResult:
+    def step(self, batch: Batch, learning_rate: float, *, formats: bool = False) -> StepResult:
         rows, count = self.spec.cut(batch)
         self._expect(rows, count)
         batch = self._share(batch, training=True)
         self.layers.routing.start(self._routing_scale(count))
+        self.layers.health.start(recording=formats)
         set_learning_rate(self.engine.basic_optimizer, learning_rate)
         batch, valid = self._scaled(batch, count)
         if self.pipelined:
@@ -124,7 +126,8 @@ class DeepSpeedEngine:
         norm = self._norm if self.whole_gradients else float(self.engine.get_global_grad_norm() or 0.0)
         skipped = not math.isfinite(norm)
         routing = finish_routing(self.layers.routing, self.spec.model, self.mesh, skipped=skipped)
-        return StepResult(mean * valid, valid, norm, skipped, routing)
+        counted = finish_formats(self.layers.health, self.mesh)
+        return StepResult(mean * valid, valid, norm, skipped, routing, counted)
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         rows, count = self.spec.cut(batch)

@@ -47,6 +47,7 @@ from parallel.engines.base import (
     set_applied_steps,
     squared_norm,
 )
+from parallel.engines.formats import finish_formats
 from parallel.engines.loss import WeightedLoss
 from parallel.engines.pipeline import Pipeline, groups_of
 from parallel.engines.routing import finish_routing
@@ -119,7 +120,7 @@ class FsdpEngine:
 
     # What the loop asks for -----------------------------------------------------------------------------------------
 
-    def step(self, batch: Batch, learning_rate: float) -> StepResult:
+    def step(self, batch: Batch, learning_rate: float, *, formats: bool = False) -> StepResult:
         rows, count = self.spec.cut(batch)
         for module in self.modules.values():
             module.train()
@@ -128,6 +129,7 @@ class FsdpEngine:
         self._batch, self._factor = batch, self.scale.factor * self.mesh.config.replicas / valid
         # FSDP2 means over replicas, of which context ranks hold parts of one micro-batch
         self.layers.routing.start(self.scale.factor * self.mesh.config.context / count)
+        self.layers.health.start(recording=formats)
         self._losses.zero_()
         if self.pipeline is None:
             self._run_plain(batch, rows)
@@ -145,7 +147,8 @@ class FsdpEngine:
             shard.master.grad = shard.sharded.grad = None
         self.scale.adapt(skipped)
         routing = finish_routing(self.layers.routing, self.spec.model, self.mesh, skipped=skipped)
-        return StepResult(loss_sum, valid, norm, skipped, routing)
+        counted = finish_formats(self.layers.health, self.mesh)
+        return StepResult(loss_sum, valid, norm, skipped, routing, counted)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:

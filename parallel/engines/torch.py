@@ -34,6 +34,7 @@ from parallel.engines.base import (
     set_applied_steps,
     squared_norm,
 )
+from parallel.engines.formats import finish_formats
 from parallel.engines.loss import WeightedLoss
 from parallel.engines.routing import finish_routing
 from parallel.engines.scale import LossScale
@@ -78,11 +79,12 @@ class TorchEngine:
         self._copied = [one for one in self._narrow if not self._copied_by_optimizer(*one)]
         self.scale = LossScale(spec.precision)
 
-    def step(self, batch: Batch, learning_rate: float) -> StepResult:
+    def step(self, batch: Batch, learning_rate: float, *, formats: bool = False) -> StepResult:
         rows, count = self.spec.cut(batch)
         self.model.train()
         self._start_clock(batch, training=True)
         self.layers.routing.start(self.scale.factor / count)
+        self.layers.health.start(recording=formats)
         valid = float(batch.weights.sum())
         loss_sum = torch.zeros((), device=self.device)
         for micro in micro_batches(batch, rows):
@@ -99,7 +101,8 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         self.scale.adapt(skipped)
         routing = finish_routing(self.layers.routing, self.spec.model, self.mesh, skipped=skipped)
-        return StepResult(float(loss_sum), valid, norm, skipped, routing)
+        counted = finish_formats(self.layers.health, self.mesh)
+        return StepResult(float(loss_sum), valid, norm, skipped, routing, counted)
 
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         self.model.eval()
