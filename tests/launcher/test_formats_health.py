@@ -30,6 +30,8 @@ EVERY = {
     "checkpoint__every_tokens": 4 * 128,
     "train__sequence_length": 32,
     "model__hidden_size": 64,
+    "model__vocab_multiple": 32,
+    "precision__products__high": "[embeddings,router]",
 }
 FIGURES = {"format_saturated", "format_last_bin", "format_underflow", "format_snr", "format_gradient_bias"}
 
@@ -67,9 +69,21 @@ def test_a_run_tells_figures_in_the_steps_that_are_due(run: Path) -> None:
     told = lines_of(run / "formats.jsonl")
     assert [line["step"] for line in told] == [2, 4, 6, 8]
     for line in told:
-        assert len(line["operands"]) == 2 * 4 * 6  # layers, linear layers, operands of three products
-        assert {one["layer"].split(".")[1] for one in line["operands"]} == {"0", "1"}
+        assert (
+            len(line["operands"]) == (2 * 4 + 1) * 6
+        )  # linear layers of two layers, the head; operands of three products
+        assert {one["layer"].split(".")[1] for one in line["operands"]} == {"projection", "0", "1"}
         assert line["operands"] != told[0]["operands"] or line is told[0]
+
+
+def test_a_bias_is_warned_of_once_a_process(run: Path) -> None:
+    """The head's gradients are (probability - 1) / 128 at every target: nearly a power of two, clamped to 7/8 of it."""
+    events = [
+        line for line in lines_of(run / "metrics.jsonl") if line["kind"] == "event" and line["event"] == "warning"
+    ]
+    told = [(line["step"], line["text"]) for line in events if "a bias of more than" in line["text"]]
+    assert [step for step, _ in told] == [2, 8]
+    assert all("gradient of head.projection" in text and "multiplied by 0.8" in text for _, text in told), told
 
 
 def test_the_report_draws_it(run: Path) -> None:
@@ -156,9 +170,9 @@ def test_along_tokens_and_in_weights_the_last_bin_may_be_full() -> None:
 def test_ordinary_numbers_are_not_warned_of(format: str) -> None:
     """As launcher/formats.py says of its limits."""
     generator = torch.Generator().manual_seed(0)
-    uniform = torch.rand(256, 256, generator=generator) - 0.5
+    uniform = torch.rand(128, 128, generator=generator) - 0.5
     laplace = -uniform.sign() * (1 - 2 * uniform.abs()).log()
-    for x in (torch.randn(256, 256, generator=generator), laplace):
+    for x in (torch.randn(128, 128, generator=generator), laplace):
         for scale in ("floor", "rceil") if format.startswith("mx") else ("floor",):
             found = operand(
                 x,
