@@ -43,7 +43,8 @@ def _command(arguments: list[str]) -> str:
 
 
 def _is_users(error: Exception) -> bool:
-    names = {"RecipeError", "ModelError", "ParallelError", "DataError", "CheckpointError", "ReportError", "WorkerError"}
+    users = ("Recipe", "Model", "Parallel", "Data", "Checkpoint", "Report", "Worker", "Sweep")
+    names = {f"{room}Error" for room in users}
     return any(kind.__name__ in names for kind in type(error).__mro__)
 
 
@@ -196,6 +197,11 @@ def _at(place: str) -> Command:
 HANDLERS: dict[str, Command] = {
     "train": _at("launcher.submit:train_command"),
     "plan": _at("launcher.plan.show:plan_command"),
+    "sweep": _at("launcher.sweep.command:run_command"),
+    "sweep run": _at("launcher.sweep.command:run_command"),
+    "sweep status": _at("launcher.sweep.command:status_command"),
+    "sweep table": _at("launcher.sweep.command:table_command"),
+    "sweep plot": _at("launcher.sweep.command:plot_command"),
     "plan layout": _at("launcher.plan.layout:layout_command"),
     "sample": _at("launcher.generate:sample_command"),
     "report": _report,

@@ -65,8 +65,17 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
                 near = difflib.get_close_matches(value, known[key], n=1)
                 cure = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known[key])}"
                 raise RecipeError(f"{key}={value}: no such recipe; {cure}")
-        elif not key.startswith("hydra") and key not in paths and not key.startswith("phases"):
+        elif not key.startswith(("hydra", "phases", *OPEN)) and key not in paths:
             raise RecipeError(unknown_key(key))
+
+
+OPEN = ("sweep.axes.", "sweep.only.", "sweep.published.")
+"""Sections whose names are the recipe's own."""
+
+
+def with_open(overrides: Sequence[str]) -> list[str]:
+    """Overrides within open sections as Hydra has them, which else takes no name that no file has."""
+    return [f"++{text}" if text.startswith(OPEN) else text for text in overrides]
 
 
 _HOME = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?<=[=\[,:\s])~(?=/)""")
@@ -81,7 +90,7 @@ def at_home(overrides: Sequence[str]) -> list[str]:
 
 def compose_tree(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
     """Compose recipes/train.yaml with overrides into plain data."""
-    overrides = at_home(overrides)
+    overrides = with_open(at_home(overrides))
     check_overrides(overrides, config_dir)
     register_base()
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []

@@ -11,6 +11,7 @@ from typing import Literal
 
 from data.config import CorpusConfig, TokenizerConfig
 from data.stream_config import DataConfig
+from launcher.sweep.config import SweepConfig
 from models.config import ModelConfig
 from models.loss import LossConfig
 from models.objectives.config import ObjectiveConfig
@@ -327,3 +328,4 @@ class Recipe:
     train: TrainConfig = TrainConfig()
     phases: tuple[PhaseConfig, ...] = ()
     """Phases in order; none means one phase of train.tokens."""
+    sweep: SweepConfig = SweepConfig()

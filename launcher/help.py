@@ -6,6 +6,11 @@ from pathlib import Path
 
 COMMANDS = {
     "train": "train a recipe, or go on with it            triaxis train experiment=tiny",
+    "sweep": "every run of a recipe's axes, or go on with them  triaxis sweep experiment=mx_parity",
+    "sweep run": "the same                                    triaxis sweep run experiment=mx_parity",
+    "sweep status": "what is done, runs, waits and failed        triaxis sweep status sweeps/mx_parity",
+    "sweep table": "figures laid beside one another             triaxis sweep table sweeps/mx_parity",
+    "sweep plot": "and as a picture                            triaxis sweep plot sweeps/mx_parity",
     "plan": "parameters, mesh and memory, without a run  triaxis plan experiment=mtnlg_530b",
     "plan layout": "ranks, and a picture of the pipeline's time    triaxis plan layout experiment=tiny_3d",
     "sample": "continue a text from a checkpoint           triaxis sample runs/tiny 'def '",
@@ -105,6 +110,8 @@ def completions(line: str) -> list[str]:
         return list(dict.fromkeys(name.split()[1] for name in COMMANDS if name.startswith(f"{before[0]} {word}")))
     if before == ["bench", "data"]:
         return [name.split()[2] for name in COMMANDS if name.startswith(f"bench data {word}")]
+    if before[0] == "sweep" and before[1:] in (["status"], ["table"], ["plot"]):
+        return [str(path.parent) for path in sorted(Path("sweeps").glob("*/sweep.db")) if str(path).startswith(word)]
     if before[0] in ("sample", "report", "compare", "checkpoint"):
         return [str(path) for path in sorted(Path("runs").glob("*")) if str(path).startswith(word)]
     if before[:2] in (["data", "order"], ["data", "stats"], ["data", "inspect"], ["data", "verify"]):
@@ -115,7 +122,8 @@ def completions(line: str) -> list[str]:
         return [f"{group}={name}" for name in known.get(group, []) if name.startswith(begun)]
     if before[:2] == ["data", "show"] and word.startswith("-"):
         return [option for option in ("--samples", "--out", "--split") if option.startswith(word)]
-    options = [f"{group}=" for group in known] + [f"{path}=" for path, _, _ in fields_of()]
+    commands = ["run", "status", "table", "plot"] if before == ["sweep"] else []
+    options = commands + [f"{group}=" for group in known] + [f"{path}=" for path, _, _ in fields_of()]
     return [option for option in options if option.startswith(word)]
 
 

@@ -104,6 +104,7 @@ def fields_of(kind: type = Recipe, path: str = "") -> Iterator[tuple[str, Any, s
             yield from fields_of(typing.cast(type, hints[item.name]), place)
         else:
             default = item.default if item.default is not dataclasses.MISSING else "required"
+            default = item.default_factory() if item.default_factory is not dataclasses.MISSING else default
             yield place, default, documentation.get(item.name, "")
 
 

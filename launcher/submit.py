@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,9 +36,11 @@ from launcher.config import Recipe, RecipeError
 from launcher.help import train_help
 from launcher.machine import choose_device, gpu_count, threads_for
 from launcher.plan.choose import choose_layout
+from launcher.sweep.config import SweepConfig, SweepError
 from launcher.workers import INTERRUPTED, run_workers
 
 console = Console(highlight=False, soft_wrap=True)
+ONE_OF_MANY = "TRIAXIS_SWEEP"  # set in the environment of a sweep's runs
 HYDRA_ONLY = (
     "--cfg",
     "-c",
@@ -58,9 +61,16 @@ def train_command(arguments: list[str]) -> int:
         print(train_help())
         return 0
     overrides, config_dir = config_dir_of(arguments)
+    for argument in overrides:
+        if argument.lstrip("+~").startswith("sweep."):
+            raise SweepError(f"{argument}: has no effect on one run; leave it out, or use `triaxis sweep`")
     if any(argument.split("=")[0] in HYDRA_ONLY for argument in overrides):
         return _through_hydra(overrides, config_dir)
-    return train_recipe(build_recipe(compose_tree(overrides, config_dir)))
+    recipe = build_recipe(compose_tree(overrides, config_dir))
+    if recipe.sweep.axes and ONE_OF_MANY not in os.environ:
+        axes = ", ".join(recipe.sweep.axes)
+        console.print(f"one run, by the recipe as it stands; `triaxis sweep` runs all of its axes: {axes}")
+    return train_recipe(recipe)
 
 
 def config_dir_of(arguments: list[str]) -> tuple[list[str], str | None]:
@@ -104,6 +114,7 @@ def _through_hydra(arguments: list[str], config_dir: str | None) -> int:
 
 def train_recipe(recipe: Recipe) -> int:
     """Train one composed recipe with ranks on this machine; returns the exit code."""
+    recipe = replace(recipe, sweep=SweepConfig())  # of one run it is no part
     build_corpus(recipe)
     recipe = with_epochs(check_corpus(recipe))
     directory = check_directory(recipe)
@@ -141,6 +152,12 @@ def _world(recipe: Recipe, device: str, frozen: Path) -> tuple[Recipe, int]:
         least = parallel.least_data
         check_recipe(replace(recipe, parallel=replace(parallel, data=least)), least * parallel.model_parallel, device)
         return choose_layout(recipe, device, lambda text: console.print(text, markup=False))
+    return world_of(recipe, device)
+
+
+def world_of(recipe: Recipe, device: str) -> tuple[Recipe, int]:
+    """The recipe with its data axis filled in, and the number of processes: as `parallel` says, or by what the machine has."""
+    parallel = recipe.parallel
     if parallel.data:
         return recipe, parallel.data * parallel.model_parallel
     count = max(gpu_count() if device == "cuda" else 1, parallel.model_parallel * parallel.least_data)

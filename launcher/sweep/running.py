@@ -1,0 +1,170 @@
+"""Running what waits: `triaxis train` as child processes, so many at a time, until nothing is left or somebody asks to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from launcher.callbacks.metrics import FILE_NAME, parse_line
+from launcher.machine import cores
+from launcher.submit import ONE_OF_MANY
+from launcher.sweep.config import SweepConfig
+from launcher.sweep.store import Row, Store, new_owner
+from launcher.workers import INTERRUPTED
+
+LOG = "sweep.log"  # what a run printed, in its directory
+BEAT_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+GRACE_SECONDS = 120.0  # for runs to save when the sweep is asked to stop
+
+
+class Stop(Protocol):
+    """Whether somebody asked to stop (`launcher.workers.StopRequest`)."""
+
+    wanted: bool
+
+
+class Show(Protocol):
+    """Who is told of what happens."""
+
+    def began(self, row: Row) -> None:
+        """A run starts, or goes on."""
+
+    def ended(self, row: Row, state: str, told: str) -> None:
+        """A run is done, failed, or waits again. told: figures or error in words."""
+
+    def looked(self, running: Sequence[tuple[Row, Path]]) -> None:
+        """A moment passed; the runs in progress and their directories."""
+
+
+@dataclass
+class _Child:
+    row: Row
+    directory: Path
+    process: subprocess.Popen
+    beaten: float
+
+
+class Runner:
+    """Claims runs of a sweep and runs them here."""
+
+    def __init__(self, store: Store, sweep: SweepConfig, config_dir: str | None, show: Show) -> None:
+        self.store, self.sweep, self.config_dir, self.show = store, sweep, config_dir, show
+        self.owner = new_owner()
+        self._children: list[_Child] = []
+
+    def run(self, among: Collection[str], stop: Stop) -> None:
+        """Run all of these configurations that wait; asked to stop, let those in progress save and return."""
+        asked = 0.0
+        try:
+            while True:
+                if stop.wanted and not asked:
+                    asked = time.monotonic()
+                    self._signal(signal.SIGTERM)
+                while not asked and len(self._children) < self.sweep.workers:
+                    row = self.store.claim(among, self.owner)
+                    if row is None:
+                        break
+                    self._start(row)
+                if not self._children:
+                    return
+                if asked and time.monotonic() - asked > GRACE_SECONDS:
+                    self._signal(signal.SIGKILL)
+                self._look(stopping=bool(asked))
+                self.show.looked([(child.row, child.directory) for child in self._children])
+                time.sleep(LOOK_SECONDS)
+        finally:  # an error of ours: none may go on unseen
+            self._signal(signal.SIGKILL)
+            for child in self._children:
+                child.process.wait()
+                self.store.leave(child.row.fingerprint, self.owner, "waiting")
+
+    def _start(self, row: Row) -> None:
+        directory = self.store.directory / row.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        more = ["--config-dir", self.config_dir] if self.config_dir else []
+        if self.sweep.workers > 1 and not any(text.startswith("cluster.threads=") for text in row.overrides):
+            more.append(f"cluster.threads={max(1, cores() // self.sweep.workers)}")
+        place = [f"run.dir={directory.parent}", f"run.name={directory.name}"]
+        root = str(Path(__file__).resolve().parents[2])
+        with open(directory / LOG, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launcher.sweep.child", "train", *row.overrides, *place, *more],
+                env={
+                    **os.environ,
+                    ONE_OF_MANY: str(self.store.directory),
+                    "TRIAXIS_PARENT": str(os.getpid()),
+                    "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on once
+            )
+        self._children.append(_Child(row, directory, process, time.monotonic()))
+        self.show.began(row)
+
+    def _look(self, *, stopping: bool) -> None:
+        for child in list(self._children):
+            if child.process.poll() is not None:
+                self._children.remove(child)
+                self._ended(child, stopping)
+            elif time.monotonic() - child.beaten > BEAT_SECONDS:
+                child.beaten = time.monotonic()
+                if not self.store.beat(child.row.fingerprint, self.owner):  # we slept so long that another took it
+                    child.process.kill()
+
+    def _ended(self, child: _Child, stopping: bool) -> None:
+        code, figures, error = child.process.returncode, {}, ""
+        if code == 0:
+            state, figures = "done", figures_of(child.directory)
+            told = f"{self.sweep.metric} {figures[self.sweep.metric]:,.6g}, {figures['seconds']:,.0f} s"
+            if not self.sweep.keep_checkpoints:
+                shutil.rmtree(child.directory / "checkpoints", ignore_errors=True)
+        elif stopping and code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL):
+            state, told = "waiting", "stopped; goes on from its newest checkpoint"
+        else:
+            state, error = "failed", last_error(child.directory / LOG, code)
+            told = error
+        self.store.leave(child.row.fingerprint, self.owner, state, error=error, figures=figures)
+        self.show.ended(child.row, state, told)
+
+    def _signal(self, number: int) -> None:
+        for child in self._children:
+            if child.process.poll() is None:
+                child.process.send_signal(number)
+
+
+def figures_of(directory: Path) -> dict[str, Any]:
+    """What a finished run came to. seconds: of its training steps alone."""
+    summary = json.loads((directory / "summary.json").read_text())
+    seconds = 0.0
+    with (directory / FILE_NAME).open() as lines:
+        for line in lines:
+            record = parse_line(line) or {}
+            seconds += record.get("step_seconds") or 0.0 if record.get("kind") == "step" else 0.0
+    names = ("validation_loss", "bits_per_byte", "tokens", "parameters", "skipped_steps")
+    return {**{name: summary[name] for name in names}, "seconds": seconds}
+
+
+def last_error(log: Path, code: int) -> str:
+    """The error that a run ended with, one line: the last that the command told its user, else the last that was printed."""
+    if code == INTERRUPTED:
+        return "was stopped from outside; --retry goes on from its newest checkpoint"
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}; --retry goes on from its newest checkpoint"
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    told = [line.removeprefix("triaxis: ") for line in lines if line.startswith("triaxis: ")]
+    return (told or lines or [f"ended with exit code {code}"])[-1][:500]
