@@ -75,7 +75,8 @@ OPEN = ("sweep.axes.", "sweep.only.", "sweep.published.")
 
 def with_open(overrides: Sequence[str]) -> list[str]:
     """Overrides within open sections as Hydra has them, which else takes no name that no file has."""
-    return [f"++{text}" if text.startswith(OPEN) else text for text in overrides]
+    whole = tuple(f"{section[:-1]}=" for section in OPEN)
+    return [f"++{text}" if text.startswith(OPEN + whole) else text for text in overrides]
 
 
 _HOME = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?<=[=\[,:\s])~(?=/)""")

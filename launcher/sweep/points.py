@@ -10,26 +10,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data.corpus import Corpus
 from launcher.check import check_corpus, check_recipe, check_streams, flatten, with_epochs
-from launcher.compose import build_recipe, compose_tree, groups
+from launcher.compose import build_recipe, compose_tree, groups, phases_of
 from launcher.config import Recipe
 from launcher.machine import choose_device
 from launcher.schema import to_plain
 from launcher.submit import build_corpus, world_of
 from launcher.sweep.config import SweepConfig, SweepError, overrides_of
 
-ELSEWHERE = ("run.", "sweep.", "tracker.", "checkpoint.", "model.name", "cluster.threads", "cluster.layout")
+ELSEWHERE = (
+    "run.name",
+    "run.dir",
+    "sweep.",
+    "tracker.",
+    "checkpoint.",
+    "model.name",
+    "cluster.threads",
+    "cluster.layout",
+)
 """Options that change none of a run's figures."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A combination. position: its place among all combinations of the axes, chosen or not; overrides: in the order in which
-    they apply, the command line's last."""
+    """A combination. position: its place among all combinations of the axes, chosen or not; own: overrides of its labels;
+    line: those of the command line, which apply after them."""
 
     labels: dict[str, str]
     position: int
-    overrides: tuple[str, ...]
+    own: tuple[str, ...]
+    line: tuple[str, ...]
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """All, in the order in which they apply."""
+        return (*self.own, *self.line)
 
     @property
     def name(self) -> str:
@@ -39,15 +55,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Planned:
-    """A point with its recipe, checked for this machine."""
+    """A point with its recipe, checked for this machine. corpora: fingerprints of what it reads."""
 
     point: Point
     recipe: Recipe
+    corpora: tuple[str, ...] = ()
 
     @property
     def configuration(self) -> dict[str, Any]:
         """All that its figures depend on, by dotted option."""
-        return identity(to_plain(self.recipe))
+        return {**identity(to_plain(self.recipe)), "corpora (fingerprints)": list(self.corpora)}
 
 
 def identity(tree: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +90,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def sweep_of(overrides: Sequence[str], config_dir: str | None = None) -> tuple[SweepConfig, list[str]]:
     """The sweep that a command line means, and what of the line is each run's."""
+    for text in overrides:
+        if text.lstrip("+").startswith("run.dir="):
+            raise SweepError(f"{text}: the runs of a sweep lie in its own directory; leave it out, or set sweep.dir")
     recipe = build_recipe(compose_tree(overrides, config_dir))
     sweep = recipe.sweep
     if not sweep.axes:
@@ -95,7 +115,7 @@ def points_of(sweep: SweepConfig, line: Sequence[str]) -> list[Point]:
         named = dict(zip(axes, labels, strict=True))
         if all(label in chosen[name] for name, label in named.items()):
             own = [text for name, label in named.items() for text in axes[name][label]]
-            found.append(Point(named, position, (*own, *line)))
+            found.append(Point(named, position, tuple(own), tuple(line)))
     return found
 
 
@@ -134,9 +154,30 @@ def plan(
             if (read := str((ready.data, ready.train, ready.phases, ready.objective, ready.seed))) not in streams:
                 check_streams(ready)
                 streams.add(read)
-        found.append(Planned(point, ready))
+        found.append(Planned(point, ready, _corpora(ready)))
         told(len(found))
+    _refuse_made_equal(found)
     return found
+
+
+def _corpora(recipe: Recipe) -> tuple[str, ...]:
+    """What stands at a path may be another text one day, as the standard library of another Python is."""
+    data = [phase.data for phase in phases_of(recipe)]
+    paths = {path: one.cache for one in data for path in (one.home, *(part.path for part in one.parts))}
+    return tuple(Corpus(path, "train", cache).manifest.fingerprint for path, cache in paths.items())
+
+
+def _refuse_made_equal(planned: Sequence[Planned]) -> None:
+    """Labels may mean one configuration, but the command line may not make them so: it wins over labels."""
+    first: dict[str, Point] = {}
+    for one in planned:
+        other = first.setdefault(fingerprint(one.configuration), one.point)
+        decided = {text.lstrip("+").partition("=")[0] for text in {*other.own} ^ {*one.point.own}}
+        for text in one.point.line:
+            if text.lstrip("+").partition("=")[0] in decided:
+                raise SweepError(
+                    f"{text}: makes one run of {other.name} and {one.point.name}, which differ in it; leave it out"
+                )
 
 
 @contextmanager

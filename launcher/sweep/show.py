@@ -105,17 +105,17 @@ def show_table(console: Console, results: Results) -> None:
     if not results.lines:
         console.print("no run is done yet")
         return
-    heads = []
+    heads: list[str] = []
     for of in results.columns:
-        name = " ".join(of.values())
-        heads += [f"{name} {sweep.metric}".strip(), *([f"gap to {sweep.baseline}"] if sweep.baseline else [])]
+        heads += [" ".join(of.values()) or sweep.metric, *([f"gap to {sweep.baseline}"] if sweep.baseline else [])]
     published = ["published gaps"] if results.published else []
-    table = new_table(f"{sweep.name}: means, (largest minus smallest)", sweep.compared, *heads, *published)
+    over = f"over {sweep.repeat}s (largest minus smallest)" if sweep.repeat in sweep.axes else ""
+    table = new_table(f"{sweep.name}: {sweep.metric} {over}".rstrip(), sweep.compared, *heads, *published)
     for label in results.labels:
-        cells = []
+        cells: list[str] = []
         for of in results.columns:
             line = results.line(label, of)
-            cells += [_mean(line), *([_gap(line)] if sweep.baseline else [])]
+            cells += [_mean(line), _gap(line)] if sweep.baseline else [f"{_mean(line)}{_spread(line)}"]
         told = ", ".join(f"{name} {gap:+.2f}" for name, gap in results.published.get(label, {}).items())
         table.add_row(label, *cells, *([told] if published else []))
     wide = (
@@ -128,11 +128,15 @@ def _mean(line: Line | None) -> str:
     if line is None:
         return "…"
     partly = f" {len(line.values)} of {line.expected}" if len(line.values) < line.expected else ""
-    spread = f" ({line.spread:.4f})" if len(line.values) > 1 else ""
-    return ("diverged" if math.isnan(line.mean) else f"{line.mean:,.4f}{spread}") + partly
+    return ("diverged" if math.isnan(line.mean) else f"{line.mean:,.4f}") + partly
+
+
+def _spread(line: Line | None) -> str:
+    return f" ({line.spread:.4f})" if line is not None and len(line.values) > 1 else ""
 
 
 def _gap(line: Line | None) -> str:
+    """The gap; of the baseline itself what the others' gaps are to be held against, its own spread."""
     if line is None or line.gap is None:
-        return ""
+        return _spread(line)
     return f"{line.gap:+.4f}" + (f" ({line.gap_spread:.4f})" if len(line.gaps) > 1 else "")
