@@ -43,8 +43,12 @@ def test_every_option_of_the_other_groups_composes(group: str, name: str) -> Non
     more = needed.get(group, []) if name in ("files", "file", "web", "c4") else []
     more += ["data.sources=[{path: corpora/x}]"] if name == "mixture" else []
     recipe = build_recipe(compose_tree([f"{group}={name}", *more]))
-    if group in ("optimizer", "schedule", "precision"):
+    if group in ("optimizer", "schedule"):
         assert getattr(recipe, group).name == name
+    if group == "precision":
+        assert recipe.precision.products.quantised == (recipe.precision.name != name), (
+            "block formats leave the rest to auto"
+        )
 
 
 def test_a_directory_of_own_recipes_is_searched(tmp_path: Path) -> None:
