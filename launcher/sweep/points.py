@@ -136,12 +136,13 @@ def plan(
 ) -> list[Planned]:
     """Compose and check every point, corpora built where they are missing; the first that cannot be is refused by its labels.
 
-    told: called with the number of points that are done.
+    told: called with the number of points that are composed, which is what takes time.
     """
     recipes = []
     for point in points:  # all before the first corpus is built
         with _named(point):
             recipes.append(_composed(point, config_dir))
+        told(len(recipes))
     for recipe in {
         (str(recipe.corpus), str(recipe.tokenizer), recipe.data.home): recipe for recipe in recipes
     }.values():
@@ -155,7 +156,6 @@ def plan(
                 check_streams(ready)
                 streams.add(read)
         found.append(Planned(point, ready, _corpora(ready)))
-        told(len(found))
     _refuse_made_equal(found)
     return found
 
@@ -203,4 +203,4 @@ def _checked(recipe: Recipe) -> Recipe:
     device = choose_device(recipe.cluster)
     recipe, world = world_of(with_epochs(check_corpus(recipe)), device)
     check_recipe(recipe, world, device)
-    return recipe
+    return replace(recipe, cluster=replace(recipe.cluster, device=device))  # `auto` may be another on another machine

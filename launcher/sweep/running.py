@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.callbacks.metrics import FILE_NAME, parse_line
-from launcher.machine import cores
 from launcher.submit import ONE_OF_MANY
+from launcher.sweep.child import CORES
 from launcher.sweep.config import SweepConfig
 from launcher.sweep.store import Row, Store, new_owner
 from launcher.workers import INTERRUPTED
@@ -52,6 +52,7 @@ class _Child:
     directory: Path
     process: subprocess.Popen
     beaten: float
+    slot: int
 
 
 class Runner:
@@ -89,11 +90,10 @@ class Runner:
                 self.store.leave(child.row.fingerprint, self.owner, "waiting")
 
     def _start(self, row: Row) -> None:
+        slot = min(set(range(self.sweep.workers)) - {child.slot for child in self._children})
         directory = self.store.directory / row.directory
         directory.mkdir(parents=True, exist_ok=True)
         more = ["--config-dir", self.config_dir] if self.config_dir else []
-        if self.sweep.workers > 1 and not any(text.startswith("cluster.threads=") for text in row.overrides):
-            more.append(f"cluster.threads={max(1, cores() // self.sweep.workers)}")
         place = [f"run.dir={directory.parent}", f"run.name={directory.name}"]
         root = str(Path(__file__).resolve().parents[2])
         with open(directory / LOG, "ab") as log:
@@ -103,6 +103,7 @@ class Runner:
                     **os.environ,
                     ONE_OF_MANY: str(self.store.directory),
                     "TRIAXIS_PARENT": str(os.getpid()),
+                    CORES: ",".join(map(str, self._share(slot))),
                     "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
                 },
                 stdin=subprocess.DEVNULL,
@@ -110,8 +111,14 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on once
             )
-        self._children.append(_Child(row, directory, process, time.monotonic()))
+        self._children.append(_Child(row, directory, process, time.monotonic(), slot))
         self.show.began(row)
+
+    def _share(self, slot: int) -> list[int]:
+        """The cores of a slot: as many for each, so that runs beside one another do not take turns on one core."""
+        every, workers = sorted(os.sched_getaffinity(0)), self.sweep.workers
+        first, last = slot * len(every) // workers, (slot + 1) * len(every) // workers
+        return every[first : max(last, first + 1)]
 
     def _look(self, *, stopping: bool) -> None:
         for child in list(self._children):
@@ -124,24 +131,32 @@ class Runner:
                     child.process.kill()
 
     def _ended(self, child: _Child, stopping: bool) -> None:
-        code, figures, error = child.process.returncode, {}, ""
+        code, error = child.process.returncode, ""
+        figures: dict[str, Any] = {}
         if code == 0:
-            state, figures = "done", figures_of(child.directory)
-            told = f"{self.sweep.metric} {figures[self.sweep.metric]:,.6g}, {figures['seconds']:,.0f} s"
-            if not self.sweep.keep_checkpoints:
-                shutil.rmtree(child.directory / "checkpoints", ignore_errors=True)
+            state, figures, error = _finished(child.directory)
+            told = error or f"{self.sweep.metric} {figures[self.sweep.metric]:,.6g}, {figures['seconds']:,.0f} s"
         elif stopping and code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL):
             state, told = "waiting", "stopped; goes on from its newest checkpoint"
         else:
             state, error = "failed", last_error(child.directory / LOG, code)
             told = error
         self.store.leave(child.row.fingerprint, self.owner, state, error=error, figures=figures)
+        if state == "done" and not self.sweep.keep_checkpoints:
+            shutil.rmtree(child.directory / "checkpoints", ignore_errors=True)
         self.show.ended(child.row, state, told)
 
     def _signal(self, number: int) -> None:
         for child in self._children:
             if child.process.poll() is None:
                 child.process.send_signal(number)
+
+
+def _finished(directory: Path) -> tuple[str, dict[str, Any], str]:
+    try:
+        return "done", figures_of(directory), ""
+    except (OSError, ValueError, KeyError) as error:
+        return "failed", {}, f"ended without its figures ({type(error).__name__}: {error})"
 
 
 def figures_of(directory: Path) -> dict[str, Any]:
