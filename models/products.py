@@ -160,7 +160,7 @@ class Quantiser:
         formats = getattr(first, role), getattr(second, role)
         plain = first.hadamard == second.hadamard == "off" and all(name.startswith("mx") for name in formats)
         chosen = getattr(first, rounding)
-        if not plain or chosen != getattr(second, rounding) or chosen == "stochastic":
+        if not plain or chosen != getattr(second, rounding) or chosen == "stochastic" or self._health.recording:
             return None
         row, column = quantize_both(x, *formats, self.config.scale, chosen, kernels=self.kernels)
         return Operand.of(row), Operand.of(column)
