@@ -30,7 +30,7 @@ def trained(triaxis: Triaxis, corpus: Path, name: str, *options: str) -> list[fl
         "train__validation_tokens": 512,
         "model__max_sequence": 64,
         "model__layers": 4,
-        "model__hidden_size": 64,
+        "model__hidden_size": 128,
         "model__heads": 2,
         "model__ffn_size": 128,
         "model__vocab_multiple": 4,
