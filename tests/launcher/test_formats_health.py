@@ -12,6 +12,8 @@ import torch
 
 from launcher.callbacks.formats import FormatsFile
 from launcher.callbacks.metrics import MetricsFile
+from launcher.callbacks.tensorboard import DIRECTORY, TensorBoardTracker
+from launcher.callbacks.wandb import WandbTracker
 from launcher.check import check_formats
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import RecipeError
@@ -113,6 +115,26 @@ def test_a_resume_takes_out_what_comes_again(tmp_path: Path) -> None:
     }
     metrics = [line for line in lines_of(tmp_path / "metrics.jsonl") if line["kind"] == "step"]
     assert metrics[1]["format_snr"] is None and "format_gradient_bias" not in metrics[1]
+
+
+def test_trackers_have_the_headline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads it back; wandb is handed the same names."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+    told = (operand_of(), operand_of(**GRADIENT, saturated=0.3))
+    board, tracker, logged = TensorBoardTracker(), WandbTracker(), []
+    monkeypatch.setattr(tracker, "_record", lambda number, values: logged.append(values))
+    board.on_start(view(tmp_path))
+    for number in (1, 2):
+        for callback in (board, tracker):
+            callback.on_step(step(number, formats=told if number == 2 else ()))
+    board.on_end("finished")
+    events = EventAccumulator(str(tmp_path / DIRECTORY))
+    events.Reload()
+    for name, value in (("format_saturated", 0.3), ("format_gradient_bias", -0.005)):
+        (event,) = events.Scalars(f"train/{name}")
+        assert event.step == 2 and event.value == pytest.approx(value)
+        assert logged[1][f"train/{name}"] == value and f"train/{name}" not in logged[0]
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])

@@ -169,3 +169,13 @@ def test_nothing_is_counted_where_nobody_asked(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("models.formats.health.tally", refuse)
     assert counted(MODEL, "none", recording=False) == {}
+
+
+def test_a_compiled_layer_is_one_graph_that_counts_nothing() -> None:
+    layers = PlainLayers(clock=Clock(1), products=PRODUCTS)
+    layer = layers.within("layers.0").column("up", 32, (64,), bias=False, std=0.1)
+    torch.nn.init.normal_(layer.weight)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(32, 2, 32, requires_grad=True)
+    compiled(x, torch.tensor(0)).sum().backward()
+    assert layers.health.collect() == {}
