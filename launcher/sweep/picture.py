@@ -37,6 +37,7 @@ def picture(results: Results, theme: Theme = LIGHT) -> bytes:
         axes.set_yticks(ticks, labels)
         axes.set_ylim(max(at, _LINE), 0)
         axes.grid(visible=False, axis="y")
+        axes.margins(x=0.1)  # room for names of what was published
         if sweep.baseline:
             axes.axvline(0, color=theme.quiet, linewidth=1)
         _legend(axes, theme)

@@ -109,8 +109,9 @@ def show_table(console: Console, results: Results) -> None:
     for of in results.columns:
         heads += [" ".join(of.values()) or sweep.metric, *([f"gap to {sweep.baseline}"] if sweep.baseline else [])]
     published = ["published gaps"] if results.published else []
-    over = f"over {sweep.repeat}s (largest minus smallest)" if sweep.repeat in sweep.axes else ""
-    table = new_table(f"{sweep.name}: {sweep.metric} {over}".rstrip(), sweep.compared, *heads, *published)
+    over = f"mean over {sweep.repeat}s (largest minus smallest)" if sweep.repeat in sweep.axes else ""
+    console.print(f"{sweep.name}: {sweep.metric} {over}".rstrip(), style="bold", markup=False)
+    table = new_table("", sweep.compared, *heads, *published)
     for label in results.labels:
         cells: list[str] = []
         for of in results.columns:

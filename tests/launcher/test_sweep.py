@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 import time
 from dataclasses import replace
@@ -163,6 +164,19 @@ def test_what_a_dead_owner_left_is_taken_over(store: Store) -> None:
     assert not store.beat(one.fingerprint, mine), "it is another's now"
     store.leave(one.fingerprint, mine, "failed", error="late")
     assert store.rows()[0].state == "running", "who lost a run does not change it"
+
+
+def test_status_tells_of_what_runs_and_what_failed(store: Store, capsys: pytest.CaptureFixture) -> None:
+    among, owner = [row.fingerprint for row in store.rows()], new_owner()
+    assert store.claim(among, owner) is not None and store.claim(among, owner) is not None
+    store.leave(among[1], owner, "failed", error="no luck")
+    assert main(["sweep", "status", str(store.directory)]) == 0
+    told = capsys.readouterr().out
+    assert "2 waiting, 1 running, 0 done, 1 failed: 4 runs" in told
+    assert f"running  arm=a seed=1: starts; process {os.getpid()} on " in told
+    assert f"failed  arm=a seed=2: no luck  (log: {store.directory}/runs/a_2/sweep.log)" in told
+    assert main(["sweep", "table", str(store.directory)]) == 1, "never described"
+    assert store.retry(among) == 1 and store.retry(among) == 0
 
 
 def test_points_of_one_configuration_are_one_run(tmp_path: Path, four: list[Planned]) -> None:
