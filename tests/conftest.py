@@ -22,8 +22,8 @@ def pools() -> Iterator[Pools]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests stay together, and so do all that use the pools, but for the longest list of layouts: one worker takes it, the
-    other what else uses pools, and both start processes of their own."""
+    """A file's tests stay together, and so do all that use the pools, but for the longest list of layouts: one worker takes
+    it, the other what else uses pools, and both start processes of their own."""
     for item in items:
         pooled = "pools" in getattr(item, "fixturenames", ()) and item.path.name != "test_parity.py"
         item.add_marker(pytest.mark.xdist_group("pools" if pooled else item.path.name))
