@@ -17,7 +17,7 @@ from models.formats.telemetry import LayerFormats
 LAST_BIN = {"nvfp4": 0.35}
 """Share of forward's activations in the last bin beyond which a warning is due, by format. Normal numbers have 0.11 in NVFP4,
 where every block of 16 has its largest there, and healthy runs up to 0.23. The weight gradient's blocks are not judged: they
-hold one feature of neighbouring tokens, which in young models is nearly the same number 32 times, so that a quarter may be in
+hold one feature of neighbouring tokens, which in young models is nearly the same number 32 times, so that a third may be in
 the last bin."""
 LAST_BIN_ELSEWHERE = 0.2
 """Of other formats. Normal numbers have 0.05 in MXFP4 under scale=floor, 0.015 or less elsewhere; healthy runs up to 0.12."""

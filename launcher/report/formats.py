@@ -31,7 +31,7 @@ _PERCENT = 100.0
 @dataclass(frozen=True)
 class Panel:
     """A figure. worse: what is largest where it is worst; limits: where warnings begin (launcher/formats.py), of the role that
-    they are for."""
+    they are for; shown: which operands are."""
 
     name: str
     title: str
@@ -39,6 +39,7 @@ class Panel:
     times: float = 1.0
     role: str = ""
     limits: Callable[[list[dict]], list[float]] = lambda operands: []
+    shown: Callable[[dict], bool] = lambda operand: True
 
 
 def _last_bin_limits(operands: list[dict]) -> list[float]:
@@ -46,9 +47,22 @@ def _last_bin_limits(operands: list[dict]) -> list[float]:
     return sorted({LAST_BIN.get(format, LAST_BIN_ELSEWHERE) for format in formats})
 
 
+def _not_along_tokens(operand: dict) -> bool:
+    """All but activations of the weight gradient, which fill the last bin in healthy runs too (launcher/formats.py)."""
+    return operand["role"] != "activation" or operand["product"] != "weight_gradient"
+
+
 PANELS = (
     Panel("saturated", "saturated blocks, %", float, _PERCENT),
-    Panel("last_bin", "elements in the last bin, %", float, _PERCENT, "activation", _last_bin_limits),
+    Panel(
+        "last_bin",
+        "elements in the last bin, % (of activations forward's)",
+        float,
+        _PERCENT,
+        "activation",
+        _last_bin_limits,
+        _not_along_tokens,
+    ),
     Panel("underflow", "became zero, %", float, _PERCENT),
     Panel("snr", "signal to noise, dB", lambda value: -value, 1.0, "gradient", lambda operands: [GRADIENT_SNR]),
     Panel("bias", "bias, %", abs, _PERCENT, "gradient", lambda operands: [-GRADIENT_BIAS, GRADIENT_BIAS]),
@@ -112,7 +126,7 @@ def _has(line: dict, role: str) -> bool:
 
 def _worst(operands: list[dict], panel: Panel, role: str) -> dict | None:
     """Of a role, where the figure is known: a ratio to no noise at all is null."""
-    known = [one for one in operands if one["role"] == role and one[panel.name] is not None]
+    known = [one for one in operands if one["role"] == role and one[panel.name] is not None and panel.shown(one)]
     return max(known, key=lambda one: panel.worse(one[panel.name]), default=None)
 
 
