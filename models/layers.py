@@ -1,7 +1,7 @@
 """What models are made of: the `Layers` protocol and its plain factory.
 
 A model asks a factory for its parts, so a model file knows no mesh. `parallel/layers.py` has the factory over
-megatron-core; a fused kernel or another number format is a further factory.
+megatron-core; fused kernels and number formats are choices that a factory is given.
 
 Shapes: S sequence (this rank's share where context or sequence parallelism cuts it), B batch, H hidden. Activations are
 [S, B, H], sequence first as in megatron-core, since sequence parallelism cuts dim 0.
@@ -14,23 +14,20 @@ from functools import partial
 from typing import Protocol, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.core import AttentionCore, CoreSpec, Spans
 from models.formats.health import Health
-from models.kernels.cross_entropy import cross_entropy as kernel_cross_entropy
-from models.kernels.cross_entropy.vocabulary import VocabAxis
 from models.kernels.layer_norm import layer_norm
-from models.kernels.linear_cross_entropy import linear_cross_entropy
 from models.kernels.rms_norm import rms_norm
+from models.linear import Embedding, Head, Linear, cross_entropy
 from models.loss import PLAIN, Terms
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
 from models.parameters import Declaration, declaration, declare
 from models.precision import UNQUANTISED, ProductsConfig
 from models.products import Axes, Product, QuantisedProduct, WholeAxes, plain_product, round_rows
-from models.random import Asked, Clock, drop, key_tensor, offsets, stream_key
+from models.random import Clock, drop, key_tensor, offsets, stream_key
 from models.varlen import core_of
 
 
@@ -266,57 +263,6 @@ def replicated_product(layers: Layers, name: str, weight: Tensor) -> Product:
     return QuantisedProduct(products, layers.kernels, layers.clock.seed, path, declaration(weight), axes, layers.health)
 
 
-class Linear(nn.Module):
-    """Affine map of the last dim; weight [outputs, inputs]."""
-
-    product: Product = staticmethod(plain_product)
-
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, std: float, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
-        declare(self.weight, std=std)
-        self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype)) if bias else None
-        if self.bias is not None:
-            declare(self.bias)
-
-    def forward(self, x: Tensor, first_sample: int | Tensor = 0) -> Tensor:
-        return self.product(x, self.weight, self.bias, first_sample)
-
-
-class Embedding(nn.Module):
-    """Token embedding: tokens [B, S] int64 -> [S, B, H]."""
-
-    def __init__(self, rows: int, hidden: int, *, std: float, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, hidden, dtype=dtype))
-        declare(self.weight, std=std)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens.t(), self.weight)
-
-
-class Head(nn.Module):
-    """Output projection without bias; with `tied` it owns no weight and is handed the embedding's."""
-
-    product: Product = staticmethod(plain_product)
-
-    def __init__(self, hidden: int, rows: int, *, std: float, tied: bool, dtype: torch.dtype, kernels: str) -> None:
-        super().__init__()
-        self._kernels = kernels
-        self.weight = None if tied else nn.Parameter(torch.empty(rows, hidden, dtype=dtype))
-        if self.weight is not None:
-            declare(self.weight, std=std)
-
-    def forward(
-        self, x: Tensor, weight: Tensor | None = None, asked: Asked | None = None, first_sample: int | Tensor = 0
-    ) -> Tensor:
-        weight = self.weight if weight is None else weight
-        assert weight is not None, "a tied head is handed the embedding's weight"
-        if asked is not None:
-            return head_losses(x, weight, asked, kernels=self._kernels)
-        return self.product(x, weight, None, first_sample)
-
-
 class Norm(nn.Module):
     """LayerNorm or RMSNorm over the last dim, in float32; keeps the input's dtype."""
 
@@ -366,26 +312,3 @@ def offsets_of(layers: Layers, x: Tensor, first_sample: int, sequence_length: in
         dim=1,
     )
     return index.transpose(0, 1)
-
-
-def cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    terms: Terms = PLAIN,
-    *,
-    in_place: bool = False,
-    axis: VocabAxis | None = None,
-    kernels: str = "auto",
-) -> Tensor:
-    """Cross entropy in float32 without reduction: logits [S, B, share of V], targets [S, B] int64 -> [S, B], nats."""
-    options = {"z_loss": terms.z_loss, "label_smoothing": terms.label_smoothing, "axis": axis}
-    return kernel_cross_entropy(logits, targets, in_place=in_place, kernels=kernels, **options)  # type: ignore[arg-type]
-
-
-def head_losses(
-    x: Tensor, weight: Tensor, asked: Asked, *, axis: VocabAxis | None = None, kernels: str = "auto"
-) -> Tensor:
-    """Losses float32 [S, B] of x [S, B, H] and the head's rows [share of V, H]."""
-    terms, weights = asked.terms, None if asked.weights is None else asked.weights.t()
-    options = {"z_loss": terms.z_loss, "label_smoothing": terms.label_smoothing, "axis": axis}
-    return linear_cross_entropy(x, weight, asked.targets.t(), weights=weights, kernels=kernels, **options)  # type: ignore[arg-type]

@@ -1,8 +1,5 @@
 """The factory of layers over megatron-core's tensor-parallel ones, with sequence parallelism.
 
-megatron-core's own sequence-parallel regions allocate on `torch.cuda.current_device()`, so the two regions here are
-written on torch's collectives instead; one code path then serves CPU, where it is proven, and GPU.
-
 Replicated parameters that act on a share of the sequence (norm gains, row biases) or of the heads pass through
 `copy_to_tensor_model_parallel_region`: identity forward, sum over the tensor axis backward. Their gradients are whole
 as soon as autograd is done, so no engine has to know about them.
@@ -19,7 +16,8 @@ from torch import Tensor, nn
 
 from models.core import AttentionCore, CoreSpec, Spans, slice_spans
 from models.formats.health import Health
-from models.layers import Layers, Loss, Named, PlainLayers, cross_entropy, head_losses
+from models.layers import Layers, Loss, Named, PlainLayers
+from models.linear import cross_entropy, head_losses
 from models.loss import PLAIN, Terms
 from models.moe.axis import ExpertAxis, LocalExperts
 from models.moe.routing import Routing
@@ -39,6 +37,16 @@ from parallel.megatron import (
 )
 from parallel.mesh import Mesh
 from parallel.products import MeshAxes
+from parallel.regions import (
+    GatherSequence,
+    KeepShare,
+    ScatterSequence,
+    Sum,
+    SumGradient,
+    Vocabulary,
+    all_gather,
+    reduce_scatter,
+)
 
 
 def layers_for(
@@ -80,75 +88,6 @@ def logits_at(logits: Tensor | None, position: int, length: int, mesh: Mesh) -> 
     if mesh.config.context > 1:
         dist.broadcast(found, group=mesh.context_group, group_src=rank)
     return found
-
-
-class _GatherSequence(torch.autograd.Function):
-    """[S/T, B, H] -> [S, B, H]; backward sums the ranks' gradients and keeps the own share."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _all_gather(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _reduce_scatter(gradient, ctx.group), None
-
-
-class _ScatterSequence(torch.autograd.Function):
-    """Partial sums [S, B, H] -> summed share [S/T, B, H]; backward gathers."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _reduce_scatter(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _all_gather(gradient, ctx.group), None
-
-
-class _SumGradient(torch.autograd.Function):
-    """Identity; backward sums over the group. megatron-core's own leaves a gradient that is not contiguous unsummed."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _all_reduce(gradient, ctx.group), None
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over the group; backward is the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        return _all_reduce(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-def _all_reduce(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
-    return total
-
-
-def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    whole = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
-    dist.all_gather_into_tensor(whole, x.contiguous(), group=group)
-    return whole
-
-
-def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    share = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
-    dist.reduce_scatter_tensor(share, x.contiguous(), group=group)
-    return share
 
 
 class MegatronLayers(AcrossContext, Named):
@@ -217,7 +156,7 @@ class MegatronLayers(AcrossContext, Named):
     def _product(self, name: str, declared: Declaration, cut: str) -> QuantisedProduct:
         axes = self.product_axes(cut)
         if self.sequence_parallel and cut == "outputs":
-            gather, scatter = (partial(collective, group=self.group) for collective in (_all_gather, _reduce_scatter))
+            gather, scatter = (partial(collective, group=self.group) for collective in (all_gather, reduce_scatter))
             axes = MeshAxes(self._mesh, cut, self.spans_in_heads, self.spans, gather, scatter)
         return QuantisedProduct(self.products, self.kernels, self.clock.seed, name, declared, axes, self.health)
 
@@ -248,27 +187,16 @@ class MegatronLayers(AcrossContext, Named):
         return cross_entropy(logits, targets, terms, in_place=in_place, axis=axis, kernels=self.kernels)
 
     def enter(self, x: Tensor) -> Tensor:
-        return (_GatherSequence if self.sequence_parallel else _SumGradient).apply(x, self.group)
+        return (GatherSequence if self.sequence_parallel else SumGradient).apply(x, self.group)
 
     def leave(self, x: Tensor) -> Tensor:
-        return (_ScatterSequence if self.sequence_parallel else _Sum).apply(x, self.group)
+        return (ScatterSequence if self.sequence_parallel else Sum).apply(x, self.group)
 
     def sum_over_tensor(self, x: Tensor) -> Tensor:
-        return _Sum.apply(_SumGradient.apply(x, self.group), self.group)
+        return Sum.apply(SumGradient.apply(x, self.group), self.group)
 
     def gather_choices(self, choices: Tensor) -> Tensor:
-        return _all_gather(choices, self.group) if self.sequence_parallel else choices
-
-
-class Vocabulary:
-    """The vocabulary over a group of ranks, each of which holds `rows` of it, in order."""
-
-    def __init__(self, group: dist.ProcessGroup, rows: int) -> None:
-        self._group = group
-        self.first, self.size = group.rank() * rows, group.size() * rows
-
-    def gather(self, x: Tensor) -> Tensor:
-        return _all_gather(x.unsqueeze(0), self._group)
+        return all_gather(choices, self.group) if self.sequence_parallel else choices
 
 
 class _Column(nn.Module):
@@ -382,20 +310,7 @@ class _Embedding(nn.Module):
         x = _lend(self.inner, self, tokens.t().contiguous())
         if not self._layers.sequence_parallel:
             return x
-        return _KeepShare.apply(x, self._layers.group)
-
-
-class _KeepShare(torch.autograd.Function):
-    """A replicated [S, B, H] -> the own share [S/T, B, H]; backward gathers the shares' gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.chunk(group.size(), dim=0)[group.rank()].contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _all_gather(gradient, ctx.group), None
+        return KeepShare.apply(x, self._layers.group)
 
 
 def _lend(inner: nn.Module, owner: nn.Module, *arguments: Any) -> Any:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from models.config import ModelConfig
 from models.decoder import Decoder, initialise_blocks, named_parameters
-from models.layers import PlainLayers, cross_entropy
+from models.layers import PlainLayers
+from models.linear import cross_entropy
 from models.moe.config import MoEConfig
 from models.random import Clock, fill_normal, stream_key
 

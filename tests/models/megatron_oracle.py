@@ -20,7 +20,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
 from models.config import ModelConfig, RopeScaling
-from models.layers import cross_entropy
+from models.linear import cross_entropy
 from tests.models.cuda_stand_in import cuda_stand_in
 from tests.models.helpers import (
     GPT,

@@ -18,7 +18,8 @@ from models.blocks import block_count
 from models.config import ACTIVATIONS, NORMS, POSITIONS, ModelConfig, RopeScaling
 from models.decoder import Decoder, FinalNorm, HeadBlock, initialise_blocks, named_parameters
 from models.kernels.rotary import rotate
-from models.layers import PlainLayers, cross_entropy
+from models.layers import PlainLayers
+from models.linear import cross_entropy
 from tests.models.helpers import GPT, LLAMA, changed, error, random_decoder, random_tokens, run, weights_of
 
 

@@ -14,7 +14,8 @@ from models.attention import Attention
 from models.config import ModelConfig
 from models.core import Spans
 from models.feedforward import FeedForward
-from models.layers import Dropout, PlainLayers, cross_entropy
+from models.layers import Dropout, PlainLayers
+from models.linear import cross_entropy
 from models.random import Clock
 from tests.models.helpers import (
     GPT,

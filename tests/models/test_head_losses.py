@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models.decoder import Decoder, initialise_blocks
-from models.layers import PlainLayers, cross_entropy
+from models.layers import PlainLayers
+from models.linear import cross_entropy
 from models.loss import Terms
 from models.random import Asked, Clock
 from tests.parallel.cases import DIALECTS

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.errors import ModelError
-from models.layers import cross_entropy
+from models.linear import cross_entropy
 from models.objectives.config import ReweightConfig
 from parallel.config import ParallelConfig
 from parallel.engines.loss import WeightedLoss, sample_weights

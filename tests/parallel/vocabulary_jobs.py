@@ -9,8 +9,8 @@ from torch import Tensor
 from models.kernels.cross_entropy import cross_entropy
 from models.kernels.linear_cross_entropy import linear_cross_entropy
 from parallel.config import ParallelConfig
-from parallel.layers import Vocabulary
 from parallel.mesh import Mesh
+from parallel.regions import Vocabulary
 from tests.parallel.jobs import CPU
 
 Losses = tuple[Tensor, Tensor, Tensor]
