@@ -27,7 +27,7 @@ DIALECTS = {
     "powers": (changed(TINY, activation="polynorm"), {"rms_norm", "poly_norm", "rotary"}),
     "experts": (
         changed(TINY, moe=MoEConfig(experts=4, expert_size=16, aux_loss=0.0)),
-        {"rms_norm", "gated", "rotary"},
+        {"rms_norm", "gated", "rotary", "moe_permute"},
     ),
 }
 OPERATORS = {
@@ -37,6 +37,7 @@ OPERATORS = {
     "squared_relu": {"squared_relu", "squared_relu_backward"},
     "poly_norm": {"poly_norm", "poly_norm_backward"},
     "rotary": set(),
+    "moe_permute": {"moe_permute", "moe_permute_backward", "moe_unpermute", "moe_unpermute_backward"},
 }
 
 
