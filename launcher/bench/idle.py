@@ -139,6 +139,10 @@ def _activation(rows: int, length: int) -> tuple[int, ...]:
     return length, rows, WIDTH
 
 
+def _output(rows: int, length: int) -> torch.Tensor:
+    return torch.empty(_activation(rows, length), device="meta")
+
+
 def _measure(schedule: str, ranks: int, naps: Naps) -> dict[str, Any]:
     config = layout(schedule, ranks)
     mesh = Mesh(config, torch.device("cpu"))
@@ -146,7 +150,7 @@ def _measure(schedule: str, ranks: int, naps: Naps) -> dict[str, Any]:
     held = stages_of(config, mesh.place.pipeline)
     modules: dict[int, nn.Module] = {stage: NappingStage(seconds, first=stage == 0) for stage in held}
     pipeline = Pipeline(
-        mesh, modules, lambda logits, rows: logits.sum(), between=_activation, ends=_activation, dtype=torch.float32
+        mesh, modules, lambda logits, rows: logits.sum(), between=_activation, ends=_output, dtype=torch.float32
     )
     tokens = torch.zeros(naps.micro_batches, POSITIONS, dtype=torch.int64)
     steps: list[list[list[Span]]] = []

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import hadamard
 from torch import Tensor
 
 from models.errors import ModelError
@@ -119,7 +118,10 @@ def test_activations_are_kept_for_backward_in_the_format(name: str, bits: float)
 
 def test_the_rotation_is_hadamards_and_its_own_inverse() -> None:
     x = noise(5, 128, 7)
-    matrix = torch.from_numpy(hadamard(64)).float() / 8
+    matrix = torch.ones(1, 1)
+    for _ in range(6):  # Sylvester's construction
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    matrix = matrix / 8
     expected = (x.movedim(1, -1).unflatten(-1, (2, 64)) @ matrix).flatten(-2).movedim(-1, 1)
     torch.testing.assert_close(rotate(x, 1, 64), expected, rtol=1e-5, atol=1e-5)
     signs = random_signs(5, 64)

@@ -16,7 +16,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, terms: Terms) -> Tensor:
         return F.cross_entropy(wide, targets, reduction="none")
     target = wide.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     total = wide.sum(-1) if terms.label_smoothing else target
-    return joined(wide.logsumexp(-1), target, total, logits.shape[-1], terms)
+    lse = wide.logsumexp(-1)
+    lse = lse + (lse - lse)  # not a number where it is infinite, as torch's own cross entropy says
+    return joined(lse, target, total, logits.shape[-1], terms)
 
 
 def losses(logits: Tensor, targets: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
