@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from models.precision import UNQUANTISED, ProductsConfig
 from models.products import QuantisedProduct, WholeAxes
 from models.random import Clock
 
+VOCABULARY = 1024
 PRESETS = ("fp8", "mxfp8", "mxint8", "mxfp6", "mxfp4_mxfp6", "mxfp4_backward", "nvfp4")
 
 
@@ -79,7 +81,8 @@ class _Contender:
     """The model in bfloat16 with some products, and a batch."""
 
     def __init__(self, recipe: Recipe, products: ProductsConfig, sequences: int, device: torch.device) -> None:
-        model, self.products = recipe.model, products
+        # without a corpus nobody has said how many tokens there are
+        model, self.products = replace(recipe.model, vocab_size=recipe.model.vocab_size or VOCABULARY), products
         self.clock = Clock(0)
         with device:
             self.decoder = Decoder(model, PlainLayers(torch.bfloat16, self.clock, recipe.kernels, products))
