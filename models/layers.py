@@ -195,11 +195,8 @@ class PlainLayers(Named):
 
     def _linear(self, linear: Linear, name: str) -> Linear:
         if self.products.quantised:
-            declared = declaration(linear.weight)
-            axes, path = self.product_axes("none"), f"{self.name}.{name}"
-            linear.product = QuantisedProduct(
-                self.products, self.kernels, self.clock.seed, path, declared, axes, self.health
-            )
+            path, axes = f"{self.name}.{name}", self.product_axes("none")
+            linear.product = quantised_product(self, path, declaration(linear.weight), axes)
         return linear
 
     def product_axes(self, cut: str) -> Axes:
@@ -212,10 +209,7 @@ class PlainLayers(Named):
         head = Head(hidden, rows, std=std, tied=tied, dtype=self.dtype, kernels=self.kernels)
         if self.quantised_head():
             declared = Declaration((rows, hidden), None, (), 1, 0, 0.0)
-            axes = self.product_axes("none")
-            head.product = QuantisedProduct(
-                self.products, self.kernels, self.clock.seed, "head.projection", declared, axes, self.health
-            )
+            head.product = quantised_product(self, "head.projection", declared, self.product_axes("none"))
         return head
 
     def replicated(self, parameter: nn.Parameter, *, std: float = 0.0, constant: float = 0.0) -> nn.Parameter:
@@ -258,9 +252,12 @@ def replicated_product(layers: Layers, name: str, weight: Tensor) -> Product:
     products = layers.products
     if not products.quantised or name in products.high:
         return plain_product
-    path = f"{layers.name}.{name}"
-    axes = layers.product_axes("none")
-    return QuantisedProduct(products, layers.kernels, layers.clock.seed, path, declaration(weight), axes, layers.health)
+    return quantised_product(layers, f"{layers.name}.{name}", declaration(weight), layers.product_axes("none"))
+
+
+def quantised_product(layers: Layers, path: str, declared: Declaration, axes: Axes) -> QuantisedProduct:
+    """The products of the layer at `path`, whose weight is declared so, by what a factory says of formats and kernels."""
+    return QuantisedProduct(layers.products, layers.kernels, layers.clock.seed, path, declared, axes, layers.health)
 
 
 class Norm(nn.Module):

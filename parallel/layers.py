@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.core import AttentionCore, CoreSpec, Spans, slice_spans
 from models.formats.health import Health
-from models.layers import Layers, Loss, Named, PlainLayers
+from models.layers import Layers, Loss, Named, PlainLayers, quantised_product
 from models.linear import cross_entropy, head_losses
 from models.loss import PLAIN, Terms
 from models.moe.axis import ExpertAxis, LocalExperts
@@ -158,7 +158,7 @@ class MegatronLayers(AcrossContext, Named):
         if self.sequence_parallel and cut == "outputs":
             gather, scatter = (partial(collective, group=self.group) for collective in (all_gather, reduce_scatter))
             axes = MeshAxes(self._mesh, cut, self.spans_in_heads, self.spans, gather, scatter)
-        return QuantisedProduct(self.products, self.kernels, self.clock.seed, name, declared, axes, self.health)
+        return quantised_product(self, name, declared, axes)
 
     def embedding(self, rows: int, hidden: int, *, std: float) -> nn.Module:
         return self.rounded_embedding(_Embedding(self, rows, hidden, std=std))
