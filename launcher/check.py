@@ -109,6 +109,12 @@ def check_recipe(recipe: Recipe, world_size: int, device: str) -> None:
     check_layout(recipe, world_size)
     for phase in phases_of(recipe):
         check_choice(phase.kernels)
+        products = phase.precision.products
+        if phase.loss.fused and products.quantised and "head" not in products.high:
+            raise RecipeError(
+                "loss.fused=true: computes the head's product in the model's own precision, and precision.products.high leaves "
+                "the head out; add head to it or set loss.fused=false"
+            )
         engine, _ = choose_engine(resolve_world(phase.parallel, world_size), world_size)
         check_engine(engine, phase.precision, device, world_size, phase.optimizer.master)
         if phase.train.profile_step and phase.parallel.pipeline == 1:

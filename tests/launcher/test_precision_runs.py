@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from launcher.check import check_recipe
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import RecipeError
 from models.errors import ModelError
@@ -81,3 +83,10 @@ def test_bad_choices_are_refused_by_name(overrides: list[str], words: list[str])
         build_recipe(compose_tree(overrides))
     for word in words:
         assert word in str(told.value)
+
+
+def test_a_fused_head_is_not_quantised_in_silence() -> None:
+    recipe = build_recipe(compose_tree(["precision=mxfp8", "loss.fused=true", "precision.products.high=[router]"]))
+    recipe = replace(recipe, model=replace(recipe.model, vocab_size=1024))
+    with pytest.raises(RecipeError, match="loss.fused=true: .* add head to it"):
+        check_recipe(recipe, 1, "cpu")
