@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 TEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: setup train train-3d test test-all check bench golden layouts clean
+.PHONY: setup train train-3d test test-all test-slurm check bench golden layouts clean
 
 setup: $(STAMP)
 
@@ -27,10 +27,14 @@ train-3d: setup
 	$(BIN)/triaxis train experiment=tiny_3d $(ARGS)
 
 test: setup
-	$(TEST) -m "not slow" $(ARGS)
+	$(TEST) -m "not slow and not slurm" $(ARGS)
 
 test-all: setup
-	$(TEST) $(ARGS)
+	$(TEST) -m "not slurm" $(ARGS)
+
+test-slurm: setup  # a SLURM of several nodes on this machine, with real training jobs; Debian's packages, in a few seconds
+	slurm/testcluster/install
+	$(BIN)/python -m pytest -m slurm tests/slurm $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -20,6 +20,10 @@ class DataError(ValueError):
     """A mistake that a person can repair: one message with the option, its value, the limit and the cure."""
 
 
+class Unreachable(DataError):
+    """A server that failed as often as was allowed, without saying that it always will: later it may answer."""
+
+
 def at_least(option: str, value: Any, limit: int) -> None:
     """Refuses a value below its limit."""
     if value < limit:

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO
 
-from data.config import DataError
+from data.config import DataError, Unreachable
 from data.order import key
 from data.stream_config import CacheConfig
 from data.transport import Answer, TransferError, answer
@@ -43,10 +43,10 @@ def download(
         except TransferError as error:
             reasons[str(error)] += 1
             if error.final:
-                break
+                raise DataError(_failed(url, config, reasons)) from error
             if attempt + 1 < config.attempts:
                 _pause(stop, url, attempt, config, error.wait)
-    raise _failed(url, config, reasons)
+    raise Unreachable(_failed(url, config, reasons))
 
 
 def pause_seconds(url: str, attempt: int, backoff: float, process: int) -> float:
@@ -105,11 +105,11 @@ def _receive(found: Answer, file: IO[bytes], size: int, stop: threading.Event, u
     return received, hasher.hexdigest()
 
 
-def _failed(url: str, config: CacheConfig, reasons: Counter[str]) -> DataError:
+def _failed(url: str, config: CacheConfig, reasons: Counter[str]) -> str:
     count = sum(reasons.values())
     told = "; ".join(f"{reason} ({times} times)" if times > 1 else reason for reason, times in reasons.items())
     attempts = "1 attempt" if count == 1 else f"{count} attempts"
-    return DataError(
+    return (
         f"{url}: not received after {attempts}: {told}; see that the server has the file that the manifest names and may be "
         f"read from here, or allow more (data.cache.attempts={config.attempts}, "
         f"data.cache.timeout_seconds={config.timeout_seconds:g})"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from launcher.batches import Counters
+from typing import TYPE_CHECKING
+
 from launcher.compose import phases_of
 from launcher.config import Recipe
 from launcher.optim.schedule import Schedule
 from launcher.slots import Slots
+
+if TYPE_CHECKING:  # whoever plans or submits a run needs no torch
+    from launcher.batches import Counters
 
 
 class Budget:

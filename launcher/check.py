@@ -14,6 +14,7 @@ from data.stream_config import CacheConfig
 from data.tokenizers import load_corpus_tokenizer
 from launcher.compose import phases_of
 from launcher.config import Recipe, RecipeError
+from launcher.derive import settle
 from launcher.objective import check_objectives
 from launcher.reading import epoch_tokens, longest_sequence, phase_stream
 from launcher.slots import Slots, lengths_of
@@ -74,16 +75,16 @@ def check_streams(recipe: Recipe, progress: Progress | None = None) -> None:
         }
 
 
-def with_epochs(recipe: Recipe) -> Recipe:
-    """train.epochs as train.tokens."""
+def with_budget(recipe: Recipe) -> Recipe:
+    """The recipe with what its budget and its laws decide filled in: train.epochs or train.flops as train.tokens, and so on."""
     if not recipe.train.epochs:
-        return recipe
+        return settle(recipe)
     if recipe.phases:
         raise RecipeError(
             f"train.epochs={recipe.train.epochs}: has no effect with phases, which have budgets of their own; set their tokens"
         )
     tokens = round(recipe.train.epochs * epoch_tokens(phase_stream(recipe, 0, longest_sequence(recipe), {})))
-    return replace(recipe, train=replace(recipe.train, tokens=max(1, tokens)))
+    return settle(replace(recipe, train=replace(recipe.train, tokens=max(1, tokens))))
 
 
 def check_layout(recipe: Recipe, world_size: int) -> None:
@@ -122,8 +123,29 @@ def check_recipe(recipe: Recipe, world_size: int, device: str) -> None:
                 f"train.profile_step={phase.train.profile_step}: shows a pipeline's time, and parallel.pipeline=1 has none; "
                 "set it to 0 or parallel.pipeline above 1"
             )
+        check_depth(phase)
     check_formats(recipe)
     check_budget(recipe)
+    check_life(recipe)
+
+
+def check_life(recipe: Recipe) -> None:
+    """Refuse a watchdog that would wake after a collective has given up by itself."""
+    hangs, timeout = recipe.life.hang_seconds, recipe.parallel.timeout_seconds
+    if hangs >= timeout:
+        raise RecipeError(
+            f"life.hang_seconds={hangs:g}: has no effect, since a collective waits parallel.timeout_seconds={timeout} at most; "
+            "lower the one or raise the other"
+        )
+
+
+def check_depth(recipe: Recipe) -> None:
+    """Refuse an optimizer for which nobody has said how it follows depth."""
+    if recipe.model.parametrization.kind == "completep" and recipe.optimizer.name != "adamw":
+        raise RecipeError(
+            f"optimizer.name={recipe.optimizer.name}: model.parametrization.kind=completep is published for adamw alone; set "
+            "optimizer=adamw or model.parametrization.kind=mup"
+        )
 
 
 def check_formats(recipe: Recipe) -> None:
@@ -149,10 +171,15 @@ def check_budget(recipe: Recipe) -> None:
     budgets = [phase.tokens for phase in recipe.phases] or [recipe.train.tokens]
     for phase, budget in zip(phases, budgets, strict=True):
         span = budget if phase.schedule.span == "phase" else sum(budgets)
-        used = phase.schedule.warmup_tokens + phase.schedule.decay_tokens
+        share = phase.schedule.warmup_share
+        used = (phase.schedule.warmup_tokens or share * span) + phase.schedule.decay_tokens
         if used > span:
             raise RecipeError(
-                f"schedule.warmup_tokens={phase.schedule.warmup_tokens}"
+                (
+                    f"schedule.warmup_share={share}"
+                    if share
+                    else f"schedule.warmup_tokens={phase.schedule.warmup_tokens}"
+                )
                 + (f" and schedule.decay_tokens={phase.schedule.decay_tokens}" if phase.schedule.decay_tokens else "")
                 + f": longer than the {span} tokens that the schedule spans; shorten it or raise train.tokens"
             )
@@ -216,6 +243,23 @@ def check_same_run(recipe: Recipe, saved: dict, place: str) -> list[str]:
                 "start from its weights with run.init_from"
             )
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in differing]
+
+
+def check_same_multipliers(recipe: Recipe, saved: dict, place: str) -> None:
+    """Refuse weights that would compute something else here: by the multipliers of the model's parametrization.
+
+    saved: the resolved recipe that they were made by, as plain data.
+    """
+    from launcher.compose import build_recipe
+
+    theirs, ours = build_recipe(saved).model.scales.multipliers, recipe.model.scales.multipliers
+    differing = [name for name in ours if ours[name] != theirs[name]]
+    if differing:
+        told = ", ".join(f"{name} by {ours[name]:g} here and by {theirs[name]:g} there" for name in differing)
+        raise RecipeError(
+            f"model.parametrization.kind={recipe.model.parametrization.kind}: weights of {place} mean something else here, "
+            f"where what is multiplied differs ({told}); give model.parametrization as it was there"
+        )
 
 
 def flatten(tree: dict, path: str = "") -> dict[str, object]:

@@ -43,7 +43,10 @@ def _command(arguments: list[str]) -> str:
 
 
 def _is_users(error: Exception) -> bool:
-    users = ("Recipe", "Model", "Parallel", "Data", "Checkpoint", "Report", "Worker", "Sweep")
+    users = (
+        *("Recipe", "Model", "Parallel", "Data", "Checkpoint", "Report", "Worker", "Sweep"),
+        *("Cluster", "Job", "Law", "Plan", "Health", "Life"),
+    )
     names = {f"{room}Error" for room in users}
     return any(kind.__name__ in names for kind in type(error).__mro__)
 
@@ -176,6 +179,11 @@ def _completion(arguments: list[str]) -> int:
     return 0
 
 
+def _plan(arguments: list[str]) -> int:
+    for_budget = any(argument.startswith("budget=") for argument in arguments)
+    return _at("launcher.laws.recipe:budget_command" if for_budget else "launcher.plan.command:plan_command")(arguments)
+
+
 def _path(arguments: list[str], command: str, example: str) -> Path:
     from launcher.config import RecipeError
 
@@ -196,12 +204,18 @@ def _at(place: str) -> Command:
 
 HANDLERS: dict[str, Command] = {
     "train": _at("launcher.submit:train_command"),
-    "plan": _at("launcher.plan.show:plan_command"),
+    "submit": _at("launcher.jobs.submit:submit_command"),
+    "jobs": _at("launcher.jobs.show:jobs_command"),
+    "logs": _at("launcher.jobs.logs:logs_command"),
+    "cancel": _at("launcher.jobs.cancel:cancel_command"),
+    "plan": _plan,
+    "fit": _at("launcher.laws.command:fit_command"),
     "sweep": _at("launcher.sweep.command:run_command"),
     "sweep run": _at("launcher.sweep.command:run_command"),
     "sweep status": _at("launcher.sweep.command:status_command"),
     "sweep table": _at("launcher.sweep.command:table_command"),
     "sweep plot": _at("launcher.sweep.command:plot_command"),
+    "sweep transfer": _at("launcher.sweep.transfer:transfer_command"),
     "plan layout": _at("launcher.plan.layout:layout_command"),
     "sample": _at("launcher.generate:sample_command"),
     "report": _report,
@@ -221,11 +235,16 @@ HANDLERS: dict[str, Command] = {
     "checkpoint convert": _at("launcher.convert:convert_command"),
     "checkpoint routing": _at("launcher.routing:routing_command"),
     "bench train": _at("launcher.bench.train:main"),
+    "bench launch": _at("launcher.bench.launch:main"),
+    "bench goodput": _at("launcher.bench.goodput:main"),
     "bench moe": _at("launcher.bench.moe:main"),
     "bench attention": _at("launcher.bench.attention:main"),
     "bench kernels": _at("launcher.bench.kernels.command:main"),
     "bench formats": _at("launcher.bench.formats:main"),
+    "bench plan": _at("launcher.bench.plan:main"),
+    "bench coordinates": _at("launcher.bench.coordinates:main"),
     "bench packing": _at("launcher.bench.packing:main"),
+    "bench plan-memory": _at("launcher.bench.plan_memory:main"),
     "bench layouts": _at("launcher.bench.layouts:main"),
     "bench data build": _at("launcher.bench.databuild:main"),
     "bench data dedup": _at("launcher.bench.datadedup:main"),

@@ -26,12 +26,16 @@ from launcher.config import PhaseConfig, Recipe, RecipeError
 from launcher.schema import build, known_paths, to_plain, unknown_key
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+PROFILES = RECIPES.parent / "slurm" / "profiles"  # recipes of the group `cluster` that describe a site
 ENTRY = "train"  # recipes/train.yaml
 
 
 def register_base() -> None:
-    """Tell Hydra every field and its default."""
-    ConfigStore.instance().store(name="base", node=to_plain(Recipe()))
+    """Tell Hydra every field and its default, and every profile of a site."""
+    store = ConfigStore.instance()
+    store.store(name="base", node=to_plain(Recipe()))
+    for path in PROFILES.glob("*.yaml"):
+        store.store(group="cluster", name=path.stem, node=yaml.safe_load(path.read_text()))
 
 
 def groups(directories: Sequence[Path] = (RECIPES,)) -> dict[str, list[str]]:
@@ -40,6 +44,7 @@ def groups(directories: Sequence[Path] = (RECIPES,)) -> dict[str, list[str]]:
     for directory in directories:
         for path in sorted(directory.glob("*/*.yaml")):
             found.setdefault(path.parent.name, []).append(path.stem)
+    found["cluster"] = sorted({*found.get("cluster", ()), *(path.stem for path in PROFILES.glob("*.yaml"))})
     return found
 
 
@@ -69,7 +74,7 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
             raise RecipeError(unknown_key(key))
 
 
-OPEN = ("sweep.axes.", "sweep.only.", "sweep.published.")
+OPEN = ("sweep.axes.", "sweep.only.", "sweep.published.", "sweep.search.space.", "cluster.environment.")
 """Sections whose names are the recipe's own."""
 
 
@@ -99,9 +104,31 @@ def compose_tree(overrides: Sequence[str], config_dir: str | None = None) -> dic
         GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(RECIPES), version_base="1.3"):
-            return plain(compose(ENTRY, [*overrides, *extra]))
+            tree = plain(compose(ENTRY, [*overrides, *extra]))
     except (HydraException, OmegaConfBaseException) as error:
         raise RecipeError(_first_lines(error)) from error
+    refuse_decided(overrides, tree)
+    return tree
+
+
+DECIDED = {
+    "train.tokens": ("train.epochs", "train.flops", "train.tokens_per_parameter"),
+    "train.batch_tokens": ("train.batch_law",),
+    "optimizer.learning_rate": ("optimizer.rate_law",),
+}
+"""Options that others decide where they are set."""
+
+
+def refuse_decided(overrides: Sequence[str], tree: dict[str, Any]) -> None:
+    """Refuse an override of what another option of the composed recipe decides: it would be ignored."""
+    for text in overrides:
+        for option in DECIDED.get(text.lstrip("+").partition("=")[0], ()):
+            section, name = option.split(".")
+            if value := tree.get(section, {}).get(name):
+                off = f"{option}=''" if isinstance(value, str) else f"{option}=0"
+                raise RecipeError(
+                    f"{text}: has no effect with {option}={value}, which decides it; leave it out or set {off}"
+                )
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from typing import Literal
 
 from data.config import CorpusConfig, TokenizerConfig
 from data.stream_config import DataConfig
+from launcher.cluster import ClusterConfig
+from launcher.jobs.config import JobConfig
+from launcher.life import LifeConfig
 from launcher.sweep.config import SweepConfig
 from models.config import ModelConfig
 from models.loss import LossConfig
@@ -70,6 +73,15 @@ class TrainConfig:
     """Tokens of one global batch, over all micro-batches and data ranks."""
     epochs: float = 0.0
     """Budget in passes over the run's sources, instead of `tokens`; 0 takes `tokens`."""
+    flops: float = 0.0
+    """Budget in floating-point operations of forward and backward, as models/flops.py counts them, instead of `tokens`, which
+    become whole batches; 0 takes `tokens`."""
+    tokens_per_parameter: float = 0.0
+    """Budget in tokens for each parameter that a token passes through, embeddings counted, instead of `tokens`, which become
+    whole batches (Chinchilla: 20, arXiv 2203.15556); 0 takes `tokens`."""
+    batch_law: str = ""
+    """Law of parameters N and tokens D that gives `batch_tokens`: step_law, porian (launcher/derive.py says what they are), or
+    written out, 0.58*D^0.571; empty takes `batch_tokens`."""
     ramp_from: int = 0
     """Tokens of the first batch of a phase, when batches grow to batch_tokens; 0: all are of batch_tokens."""
     ramp_tokens: int = 0
@@ -103,6 +115,8 @@ class TrainConfig:
         for option in (
             "max_steps",
             "epochs",
+            "flops",
+            "tokens_per_parameter",
             "ramp_from",
             "ramp_tokens",
             "ramp_increment",
@@ -114,6 +128,15 @@ class TrainConfig:
         ):
             _at_least(f"train.{option}", getattr(self, option), 0)
         _at_least("train.sample_temperature", self.sample_temperature, 0)
+        budgets = [option for option in ("epochs", "flops", "tokens_per_parameter") if getattr(self, option)]
+        if len(budgets) > 1:
+            first, second = (f"train.{option}={getattr(self, option):g}" for option in budgets[:2])
+            raise RecipeError(f"{first} and {second}: both are the run's budget; set one of them to 0")
+        if self.batch_law and self.ramp_from:
+            raise RecipeError(
+                f"train.batch_law={self.batch_law}: gives one size of batches, and train.ramp_from={self.ramp_from} lets them "
+                "grow; leave one out"
+            )
         if self.batch_tokens % self.sequence_length:
             near = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
             raise RecipeError(
@@ -147,7 +170,10 @@ class OptimizerConfig:
     name: str = "adamw"
     """adamw (decoupled weight decay, arXiv 1711.05101) or sgd."""
     learning_rate: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate; where model.parametrization follows the model's size, that of the base, which is shown, too."""
+    rate_law: str = ""
+    """Law of parameters N and tokens D that gives `learning_rate`: step_law, porian (launcher/derive.py says what they are), or
+    written out, 1.79*N^-0.713*D^0.307; empty takes `learning_rate`."""
     beta1: float = 0.9
     """adamw: decay of the first moment; sgd: momentum."""
     beta2: float = 0.95
@@ -191,6 +217,8 @@ class ScheduleConfig:
     """constant, linear, cosine, or wsd (warm-up, stable, decay; arXiv 2404.06395)."""
     warmup_tokens: int = 0
     """Tokens over which the rate rises linearly from 0."""
+    warmup_share: float = 0.0
+    """Share of what the schedule spans over which the rate rises, instead of `warmup_tokens`; 0 takes `warmup_tokens`."""
     decay_tokens: int = 0
     """wsd only: tokens at the end over which the rate falls linearly; 0 for a tenth of the budget."""
     final_ratio: float = 0.1
@@ -203,6 +231,13 @@ class ScheduleConfig:
         _one_of("schedule.name", self.name, ("constant", "linear", "cosine", "wsd"))
         _one_of("schedule.span", self.span, ("run", "phase"))
         _at_least("schedule.warmup_tokens", self.warmup_tokens, 0)
+        if not 0 <= self.warmup_share < 1:
+            raise RecipeError(f"schedule.warmup_share={self.warmup_share}: must be at least 0 and below 1")
+        if self.warmup_share and self.warmup_tokens:
+            raise RecipeError(
+                f"schedule.warmup_share={self.warmup_share} and schedule.warmup_tokens={self.warmup_tokens}: both say how long "
+                "the rate rises; set one of them to 0"
+            )
         _at_least("schedule.decay_tokens", self.decay_tokens, 0)
         if not 0 <= self.final_ratio <= 1:
             raise RecipeError(f"schedule.final_ratio={self.final_ratio}: must be between 0 and 1")
@@ -272,24 +307,6 @@ class TrackerConfig:
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
-    """The machine."""
-
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is a GPU."""
-    threads: int = 0
-    """CPU threads of each process; 0 shares the cores out."""
-    layout: str = "recipe"
-    """recipe: as `parallel` says; fastest: all GPUs, or on CPU the quickest of a few layouts, measured before the run."""
-
-    def __post_init__(self) -> None:
-        """Refuse unknown devices."""
-        _one_of("cluster.device", self.device, ("auto", "cpu", "cuda"))
-        _one_of("cluster.layout", self.layout, ("recipe", "fastest"))
-        _at_least("cluster.threads", self.threads, 0)
-
-
-@dataclass(frozen=True)
 class PhaseConfig:
     """A stretch of a run with its own budget and overrides."""
 
@@ -325,6 +342,8 @@ class Recipe:
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracker: TrackerConfig = TrackerConfig()
     cluster: ClusterConfig = ClusterConfig()
+    job: JobConfig = JobConfig()
+    life: LifeConfig = LifeConfig()
     train: TrainConfig = TrainConfig()
     phases: tuple[PhaseConfig, ...] = ()
     """Phases in order; none means one phase of train.tokens."""

@@ -22,6 +22,7 @@ from launcher.compose import build_recipe, compose_tree
 from launcher.config import RecipeError
 from launcher.surgery import OF_A_RUN, Options, Source, open_run, steps_of, write_run
 from models.config import ModelConfig, ModelError, count_parameters
+from models.folding import fold
 from models.huggingface import Part, logical_shapes, match_names, parts_of
 from models.huggingface_config import from_config, to_config
 from models.surgery import Weights
@@ -130,13 +131,14 @@ def export_run(source: Path, target: Path, dtype: str, shard_bytes: int) -> str:
     path = resolve(source)
     state = read_state(path)
     recipe = build_recipe(state["recipe"])
-    config = to_config(recipe.model, str(DTYPES[dtype]).removeprefix("torch."))
+    weights = fold(Weights(recipe.model, partial(_whole, path, logical_shapes(recipe.model))))
+    config = to_config(weights.model, str(DTYPES[dtype]).removeprefix("torch."))
     unfinished = target.with_name(f"{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     ids, told = bring(recipe, path, state, unfinished)
     write_json(unfinished / "config.json", {**config, **ids})
-    files = _write_shards(_their_tensors(path, recipe.model, DTYPES[dtype]), unfinished, shard_bytes)
+    files = _write_shards(_their_tensors(weights, DTYPES[dtype]), unfinished, shard_bytes)
     if target.exists():
         target.rmdir()
     unfinished.rename(target)
@@ -149,11 +151,17 @@ def export_run(source: Path, target: Path, dtype: str, shard_bytes: int) -> str:
     return f"{target}: {kind}, {count:,} parameters in {dtype}, {files} file(s) of weights, {told}"
 
 
-def _their_tensors(path: Path, model: ModelConfig, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    for ours, shape in logical_shapes(model).items():
-        whole = torch.empty(shape)
-        load(path, [Piece(ours, shape, (0,) * len(shape), whole)])
-        for part in parts_of(model, ours, shape):
+def _whole(path: Path, shapes: dict[str, tuple[int, ...]], name: str) -> Tensor:
+    """A parameter of a checkpoint."""
+    whole = torch.empty(shapes[name])
+    load(path, [Piece(name, shapes[name], (0,) * whole.dim(), whole)])
+    return whole
+
+
+def _their_tensors(weights: Weights, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    for ours, shape in logical_shapes(weights.model).items():
+        whole = weights.read(ours)
+        for part in parts_of(weights.model, ours, shape):
             yield part.name, part.take(whole).to(dtype).clone(memory_format=torch.contiguous_format)
 
 

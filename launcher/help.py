@@ -6,15 +6,21 @@ from pathlib import Path
 
 COMMANDS = {
     "train": "train a recipe, or go on with it            triaxis train experiment=tiny",
+    "submit": "queue a recipe as a job, SLURM's or here     triaxis submit experiment=llama_1b cluster=h100_8x64",
+    "jobs": "state, step, loss and time left of jobs     triaxis jobs [NAME]",
+    "logs": "what a run's ranks and its job printed      triaxis logs NAME [-f] [--rank N]",
+    "cancel": "end a run's jobs, saving first              triaxis cancel NAME [--now]",
     "sweep": "every run of a recipe's axes, or go on with them  triaxis sweep experiment=mx_parity",
     "sweep run": "the same                                    triaxis sweep run experiment=mx_parity",
     "sweep status": "what is done, runs, waits and failed        triaxis sweep status sweeps/mx_parity",
     "sweep table": "figures laid beside one another             triaxis sweep table sweeps/mx_parity",
     "sweep plot": "and as a picture                            triaxis sweep plot sweeps/mx_parity",
-    "plan": "parameters, mesh and memory, without a run  triaxis plan experiment=mtnlg_530b",
+    "fit": "a scaling law of a CSV or a sweep           triaxis fit chinchilla sweeps/isoflop --budget 1e18",
+    "sweep transfer": "where the best learning rate lies by width  triaxis sweep transfer sweeps/mup_transfer",
+    "plan": "memory, seconds, cost and the best layout   triaxis plan experiment=llama_1b cluster=h100_8x64 gpus=64",
     "plan layout": "ranks, and a picture of the pipeline's time    triaxis plan layout experiment=tiny_3d",
     "sample": "continue a text from a checkpoint           triaxis sample runs/tiny 'def '",
-    "report": "curves of one run or several, HTML and PNG  triaxis report runs/tiny [runs/other …]",
+    "report": "pages of runs, or of a whole sweep          triaxis report runs/tiny | sweeps/isoflop",
     "compare": "loss curves of two runs or files, step by step  triaxis compare runs/tiny tests/golden/tiny.jsonl",
     "data build": "text to tokenizer to shards                 triaxis data build corpus=stdlib",
     "data index": "webdataset tars as they are, as a corpus    triaxis data index tars/ --out theirs tokenizer=byte",
@@ -31,12 +37,17 @@ COMMANDS = {
     "checkpoint convert": "Hugging Face folders, other shapes, averages  triaxis checkpoint convert runs/tiny exported",
     "checkpoint routing": "where a mixture's tokens go, over time        triaxis checkpoint routing runs/moe_tiny",
     "bench train": "Triaxis against a bare loop and a Trainer   triaxis bench train",
+    "bench launch": "from the command to the first step, by part  triaxis bench launch",
+    "bench goodput": "what failures cost, beside the optimum      triaxis bench goodput",
     "bench attention": "what a document mask costs                  triaxis bench attention",
     "bench kernels": "fused kernels as shares of the copy rate    triaxis bench kernels",
     "bench formats": "what number formats save and cost         triaxis bench formats",
+    "bench coordinates": "activations over width and depth            triaxis bench coordinates",
     "bench moe": "what a mixture of experts costs             triaxis bench moe",
     "bench layouts": "bubbles against theory, engine against engine  triaxis bench layouts",
+    "bench plan": "plans beside published measurements         triaxis bench plan",
     "bench packing": "losses of ways to read, at equal tokens      triaxis bench packing",
+    "bench plan-memory": "planned bytes against allocated ones      triaxis bench plan-memory",
     "bench data build": "the build beside datasets.map and megatron-core  triaxis bench data build",
     "bench data dedup": "near-deduplication beside datasketch          triaxis bench data dedup",
     "bench data": "the stream beside other loaders             triaxis bench data",
@@ -55,7 +66,8 @@ HYDRA_FLAGS = """Flags
   --help             this text
   --config-dir DIR   recipes of your own, laid out like recipes/, found before these
   --cfg job          print the composed recipe instead of training (Hydra's; also --resolve, --package, --info)
-  --multirun, -m     one run for each combination: optimizer.learning_rate=1e-3,2e-3 seed=1,2"""
+  --multirun, -m     one run for each combination: optimizer.learning_rate=1e-3,2e-3 seed=1,2; several at a time with
+                     hydra/launcher=processes hydra.launcher.workers=2, by SLURM with hydra/launcher=slurm"""
 
 
 def overview() -> str:
@@ -110,10 +122,18 @@ def completions(line: str) -> list[str]:
         return list(dict.fromkeys(name.split()[1] for name in COMMANDS if name.startswith(f"{before[0]} {word}")))
     if before == ["bench", "data"]:
         return [name.split()[2] for name in COMMANDS if name.startswith(f"bench data {word}")]
-    if before[0] == "sweep" and before[1:] in (["status"], ["table"], ["plot"]):
+    if before[0] == "sweep" and before[1:] in (["status"], ["table"], ["plot"], ["transfer"]):
         return [str(path.parent) for path in sorted(Path("sweeps").glob("*/sweep.db")) if str(path).startswith(word)]
+    if before[0] in ("jobs", "logs", "cancel") and not word.startswith("-"):
+        names = sorted({path.parent.parent.name for path in Path("runs").glob("*/jobs/001")})
+        return [name for name in names if name.startswith(word) and name not in before]
+    if before == ["fit"]:
+        from launcher.laws.laws import entries
+
+        return [name for name in entries() if name.startswith(word)]
     if before[0] in ("sample", "report", "compare", "checkpoint"):
-        return [str(path) for path in sorted(Path("runs").glob("*")) if str(path).startswith(word)]
+        sweeps = [path.parent for path in Path("sweeps").glob("*/sweep.db")] if before[0] == "report" else []
+        return [str(path) for path in sorted([*Path("runs").glob("*"), *sweeps]) if str(path).startswith(word)]
     if before[:2] in (["data", "order"], ["data", "stats"], ["data", "inspect"], ["data", "verify"]):
         return _corpus_words(before[1], word)
     known = groups()
@@ -122,7 +142,7 @@ def completions(line: str) -> list[str]:
         return [f"{group}={name}" for name in known.get(group, []) if name.startswith(begun)]
     if before[:2] == ["data", "show"] and word.startswith("-"):
         return [option for option in ("--samples", "--out", "--split") if option.startswith(word)]
-    commands = ["run", "status", "table", "plot"] if before == ["sweep"] else []
+    commands = ["run", "status", "table", "plot", "transfer"] if before == ["sweep"] else []
     options = commands + [f"{group}=" for group in known] + [f"{path}=" for path, _, _ in fields_of()]
     return [option for option in options if option.startswith(word)]
 

@@ -10,6 +10,7 @@ from launcher.batches import Fetched, TrainBatches, validation_batches
 from launcher.callbacks.base import StepRecord, ValidationRecord
 from launcher.config import Recipe
 from launcher.optim.schedule import Schedule
+from launcher.pace import STEP
 from launcher.profile import profiled
 from launcher.run import Run, TrainingError, passed
 from launcher.sampling import sample_text
@@ -21,6 +22,7 @@ def fit(run: Run, phase: Recipe, engine: Engine, batches: TrainBatches) -> bool:
     """Train one phase to its end; returns True where it was interrupted (state is saved then)."""
     schedule, steps = run.budget.schedule(run.counters.phase), run.budget.steps_left(run.counters)
     for index in range(steps):
+        run.pace.now(STEP, quick=index > 0)
         began = time.perf_counter()
         fetched = batches.get(index)
         waited = time.perf_counter() - began
@@ -67,7 +69,8 @@ def validate(run: Run, phase: Recipe, engine: Engine) -> ValidationRecord:
     by_source = {}
     for name, stream in run.validation_streams.items():
         loss = valid = 0.0
-        for batch in validation_batches(phase, run.mesh, stream):
+        for number, batch in enumerate(validation_batches(phase, run.mesh, stream)):
+            run.pace.now("validation", quick=number > 0)
             found = engine.evaluate(batch)
             loss, valid = loss + found[0], valid + found[1]
         by_source[name] = loss / valid
@@ -88,6 +91,7 @@ def sample(run: Run, phase: Recipe, engine: Engine) -> list[tuple[str, str]]:
     """Continue every prompt of the recipe; returns (prompt, continuation) pairs."""
     train, told = phase.train, []
     for number, prompt in enumerate(train.sample_prompts if train.sample_length else ()):
+        run.pace.now("sampling")
         text = sample_text(
             engine,
             run.tokenizer,

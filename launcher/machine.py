@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from launcher.config import ClusterConfig, RecipeError
+from launcher.cluster import ClusterConfig
+from launcher.config import RecipeError
 
 # dense bf16 matrix products, FLOP/s, from the vendors' data sheets (without sparsity)
 PEAK_BF16 = {

@@ -25,8 +25,9 @@ from launcher.callbacks.tensorboard import TensorBoardTracker
 from launcher.callbacks.wandb import WandbTracker
 from launcher.config import Recipe
 from launcher.formats import FormatsWatch
+from launcher.guard import Guard
 from launcher.machine import environment, peak_flops
-from launcher.plan.memory import estimate
+from launcher.plan.memory import Work, fullest
 from launcher.reading import Reading, epoch_tokens, longest_sequence, validation_streams
 from launcher.saving import Checkpoints
 from launcher.schema import to_plain
@@ -57,6 +58,8 @@ class Run:
         self.checkpoints: Checkpoints | None = None
         self.reading = Reading()
         self.watch = FormatsWatch()
+        self.guard = Guard(recipe, directory, self.event)
+        self.pace = self.guard.pace
         self.validation_streams: dict[str, Stream] = {}
         self._outcome = "failed"
         self._facts: dict[str, Any] = {}
@@ -68,6 +71,7 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if self.checkpoints is not None:
             self.checkpoints.close(None if error is None else 5.0)
+        self.guard.close()
         self.tell("on_end", self._outcome)
 
     # Beginning
@@ -78,10 +82,12 @@ class Run:
         False where what was found belongs to another phase.
         """
         self.mesh = mesh
+        self.pace.new_phase()
         if self.checkpoints is not None:
             self.checkpoints.mesh = mesh
             return True
         index = self.counters.phase
+        self.guard.stand(mesh, lambda: self.counters.step)
         self.checkpoints = Checkpoints(self.recipe, self.directory, mesh, self.event)
         self._take_counters()
         self.tokenizer: Tokenizer = load_corpus_tokenizer(phase.data.home, phase.data.cache)
@@ -157,11 +163,10 @@ class Run:
         """The layout, what the fullest rank holds, and the budget, for people."""
         declared = [declaration(parameter) for _, parameter in engine.named_parameters()]
         held = sum(found.local_numel for found in declared)
-        experts = sum(found.local_numel for found in declared if found.expert)
         most, train = int(self.mesh.largest(held)), phase.train
         config, _ = choose_engine(self.mesh.config, self.mesh.world_size)
         precision = resolve_precision(phase.precision, self.mesh.device).name
-        memory = estimate(most, phase, config, precision, experts=experts)
+        _, memory = fullest(Work.of(phase, precision, self.mesh.device.type), config, train.micro_batch)
         sharding = describe_sharding(config, self.mesh.world_size)
         return "\n".join(
             (
@@ -209,7 +214,7 @@ class Run:
     # Saving and ending
 
     def agree(self, batch_tokens: int) -> tuple[bool, bool]:
-        """(stop, save) as all ranks see them: any rank's signal stops all, counters and rank 0's clock save."""
+        """(stop, save) as all ranks see them: any rank's signal or end of job stops all, counters and rank 0's clock save."""
         assert self.checkpoints is not None
         config, tokens = self.recipe.checkpoint, self.counters.tokens
         due = passed(tokens, batch_tokens, config.every_tokens)
@@ -218,21 +223,27 @@ class Run:
             due = True
         minutes = self.checkpoints.minutes_since_save
         clock = self.mesh.rank == 0 and config.every_minutes > 0 and minutes >= config.every_minutes
-        flags = torch.tensor([float(self.stop.wanted), float(clock)], device=self.mesh.device)
+        train = self.recipe.train
+        looks = any(passed(tokens, batch_tokens, e) for e in (train.validate_every_tokens, train.sample_every_tokens))
+        stop = self.stop.wanted or self.guard.end_is_near(self.checkpoints.save_seconds, looks=looks)
+        flags = torch.tensor([float(stop), float(clock), self.guard.limit()], device=self.mesh.device)
         if self.mesh.world_size > 1:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         self.checkpoints.tell_saves()
-        stop, by_clock = flags.tolist()
-        return bool(stop), due or bool(by_clock)
+        stops, by_clock, limit = flags.tolist()
+        self.guard.agreed(limit)
+        return bool(stops), due or bool(by_clock)
 
     def save(self, engine: Engine) -> None:
         """Write a checkpoint of now."""
         assert self.checkpoints is not None
+        self.pace.now("saving")
         self.checkpoints.save(engine, self.counters, self.reading.state())
 
     def interrupted(self) -> None:
         """A signal asked to stop and state is being saved: wait for the commit."""
         assert self.checkpoints is not None
+        self.pace.now("saving")
         self.checkpoints.settle(self.counters)
         self._outcome = "interrupted"
         self.event("interrupted", "saved; the same command goes on from here")
@@ -248,6 +259,7 @@ class Run:
     def finished(self, record: ValidationRecord, samples: list[tuple[str, str]]) -> None:
         """The budget is spent: wait for the last commit and write the summary."""
         assert self.checkpoints is not None
+        self.pace.now("saving")
         self.checkpoints.settle(self.counters)
         self._outcome = "finished"
         if self.mesh.rank != 0:

@@ -13,11 +13,11 @@ from typing import Any
 import torch.distributed as dist
 
 from launcher.batches import Counters
-from launcher.check import check_same_run, flatten
+from launcher.check import check_same_multipliers, check_same_run, flatten
 from launcher.config import Recipe, RecipeError
 from launcher.schema import to_plain
 from parallel.check import choose_engine
-from parallel.checkpoint.errors import CheckpointCorrupt, CheckpointError
+from parallel.checkpoint.errors import CheckpointCorrupt, CheckpointError, NotSaved
 from parallel.checkpoint.reader import load, read_state
 from parallel.checkpoint.store import Retention, Store, resolve
 from parallel.checkpoint.writer import SaveEvent, Saver
@@ -53,6 +53,7 @@ class Checkpoints:
         self._newest_failed = False
         self._begun = False  # whether an engine was filled or left as it was built
         self.last_save = time.monotonic()
+        self.save_seconds = 0.0  # from call to commit, the longest of this process so far
         self._find()
 
     # Reading
@@ -100,6 +101,7 @@ class Checkpoints:
         if not begin.init_from:
             return None
         path, weights_only = resolve(Path(begin.init_from)), begin.init_what == "weights"
+        check_same_multipliers(self.recipe, read_state(path)["recipe"], begin.init_from)
         return path, weights_only, {} if weights_only else _counters(path, read_state(path)), []
 
     def _set_aside(self, trouble: CheckpointCorrupt | None) -> None:
@@ -165,14 +167,14 @@ class Checkpoints:
     def settle(self, counters: Counters) -> None:
         """Wait for the save of now; what was saved is what the next engine is filled from.
 
-        Raises CheckpointError where it failed: nobody may stop, or go on to another phase, in the belief that it is safe.
+        Raises NotSaved where it failed: nobody may stop, or go on to another phase, in the belief that it is safe.
         """
         self.saver.wait()
         saves = [saved for saved in self.tell_saves() if saved.step == counters.step]
         failed = bool(saves) and not any(saved.committed for saved in saves)
         if self.mesh.any_rank(failed):
             why = saves[-1].message if failed else "another rank could not write its part"
-            raise CheckpointError(f"step {counters.step} is not saved: {why}; then give the same command again")
+            raise NotSaved(f"step {counters.step} is not saved: {why}; then give the same command again")
         self.found, self.weights_only = self.store.path(counters.step), False
 
     def tell_saves(self) -> list[SaveEvent]:
@@ -181,6 +183,7 @@ class Checkpoints:
         for saved in saves:
             self.tell("checkpoint" if saved.committed else "warning", describe_save(saved))
             self._newest_failed |= not saved.committed
+            self.save_seconds = max(self.save_seconds, saved.seconds)
         return saves
 
     def close(self, seconds: float | None) -> None:

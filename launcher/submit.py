@@ -19,7 +19,7 @@ from data.build import build
 from data.clean.base import Scorer, Seams
 from data.manifest import Manifest
 from data.remote import home_of
-from launcher.check import check_corpus, check_directory, check_recipe, check_same_run, check_streams, with_epochs
+from launcher.check import check_corpus, check_directory, check_recipe, check_same_run, check_streams, with_budget
 from launcher.compose import (
     ENTRY,
     RECIPES,
@@ -29,15 +29,20 @@ from launcher.compose import (
     compose_tree,
     load_recipe,
     plain,
+    refuse_decided,
     register_base,
     save_recipe,
 )
 from launcher.config import Recipe, RecipeError
+from launcher.exits import AGAIN
 from launcher.help import train_help
+from launcher.jobs.config import JobError
 from launcher.machine import choose_device, gpu_count, threads_for
+from launcher.marks import begin, mark
 from launcher.plan.choose import choose_layout
+from launcher.restarts import run_attempts
 from launcher.sweep.config import SweepConfig, SweepError
-from launcher.workers import INTERRUPTED, run_workers
+from launcher.workers import run_workers
 
 console = Console(highlight=False, soft_wrap=True)
 ONE_OF_MANY = "TRIAXIS_SWEEP"  # set in the environment of a sweep's runs
@@ -64,9 +69,15 @@ def train_command(arguments: list[str]) -> int:
     for argument in overrides:
         if argument.lstrip("+~").startswith("sweep."):
             raise SweepError(f"{argument}: has no effect on one run; leave it out, or use `triaxis sweep`")
+        if argument.lstrip("+~").startswith("job."):
+            raise JobError(
+                f"{argument}: has no effect on a run that starts here and now; leave it out, or use `triaxis submit`"
+            )
     if any(argument.split("=")[0] in HYDRA_ONLY for argument in overrides):
         return _through_hydra(overrides, config_dir)
+    begin()
     recipe = build_recipe(compose_tree(overrides, config_dir))
+    mark("compose")
     if recipe.sweep.axes and ONE_OF_MANY not in os.environ:
         axes = ", ".join(recipe.sweep.axes)
         console.print(f"one run, by the recipe as it stands; `triaxis sweep` runs all of its axes: {axes}")
@@ -97,11 +108,15 @@ def _through_hydra(arguments: list[str], config_dir: str | None) -> int:
         check_overrides(singles, config_dir)
     named = any(argument.startswith("run.name=") and "," in argument for argument in singles)  # names are swept too
     register_base()
+    from launcher import multirun
+
+    multirun.register(config_dir, named)
     codes: list[int] = []
 
     def job(config: Any) -> None:
-        recipe = build_recipe(plain(config))
-        node = HydraConfig.get()
+        node, tree = HydraConfig.get(), plain(config)
+        refuse_decided(list(node.overrides.task), tree)
+        recipe = build_recipe(tree)
         if node.mode == RunMode.MULTIRUN and not named:
             recipe = replace(recipe, run=replace(recipe.run, name=f"{recipe.run.name}_{node.job.num}"))
         codes.append(train_recipe(recipe))
@@ -109,14 +124,14 @@ def _through_hydra(arguments: list[str], config_dir: str | None) -> int:
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     sys.argv = ["triaxis train", *flags, *singles, *extra]  # argparse takes overrides in one stretch only
     hydra.main(version_base="1.3", config_path=str(RECIPES), config_name=ENTRY)(job)()
-    return max(codes, default=0)
+    return max([*codes, *multirun.CODES], key=abs, default=0)  # a process that a signal ended has a negative one
 
 
 def train_recipe(recipe: Recipe) -> int:
     """Train one composed recipe with ranks on this machine; returns the exit code."""
     recipe = replace(recipe, sweep=SweepConfig())  # of one run it is no part
     build_corpus(recipe)
-    recipe = with_epochs(check_corpus(recipe))
+    recipe = with_budget(check_corpus(recipe))
     directory = check_directory(recipe)
     frozen = directory / "config.yaml"
     device = choose_device(recipe.cluster)
@@ -126,7 +141,15 @@ def train_recipe(recipe: Recipe) -> int:
     with progress_bar("data", "opening") as progress:
         check_streams(recipe, progress)
     save_recipe(recipe, frozen)
-    code = run_workers(directory, frozen, world_size, threads_for(recipe.cluster, world_size), device)
+    mark("corpus and checks")
+    threads = threads_for(recipe.cluster, world_size)
+    code = run_attempts(
+        recipe.life,
+        directory,
+        world_size,
+        lambda: run_workers(directory, frozen, world_size, threads, device),
+        lambda text: console.print(text, markup=False),
+    )
     return _afterwards(recipe, directory, code)
 
 
@@ -241,11 +264,11 @@ def _afterwards(recipe: Recipe, directory: Path, code: int) -> int:
     from launcher.report import ReportError, write_report
 
     try:
-        html, picture = write_report([directory])
+        html, picture = write_report([directory])[:2]
         console.print(f"report  {html}  {picture}")
     except ReportError as error:
         console.print(f"report  none: {error}", markup=False)
-    if code == INTERRUPTED:
+    if code == AGAIN:
         console.print("interrupted; state is saved, the same command goes on from here")
         return code
     _verdict(directory)

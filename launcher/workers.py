@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import random
 import signal
@@ -16,34 +15,30 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-INTERRUPTED = 75  # EX_TEMPFAIL: state is saved, the same command goes on
+from launcher.exits import AGAIN, DONE, FAILED
+from launcher.failure import Failure, clear_failures, first_cause, how_ended, log_path, read_failures, tell_first
+
 GRACE_SECONDS = 2.0  # between a failure and the end of the other ranks: they cannot go on without the failed one
 
 
 class WorkerError(RuntimeError):
-    """A rank failed; the message is that of the first one."""
+    """A rank failed; the message is that of the first one. code: what its error asks for, one of launcher/exits.py."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.code = code
 
 
-@dataclass(frozen=True)
-class Failure:
-    """How a rank died. when: seconds since the epoch."""
-
-    rank: int
-    when: float
-    message: str
-    detail: str
-
-
-def free_port() -> int:
+def free_port(seed: int | None = None) -> int:
     """A TCP port nobody listens on, outside the range from which the kernel serves outgoing connections: rank 0 binds
-    it seconds later, when it has imported torch, and on a busy machine a port of that range is often taken by then."""
+    it seconds later, when it has imported torch, and on a busy machine a port of that range is often taken by then.
+
+    seed: where to look first; jobs that share a node and take their number for it do not meet. None for anywhere."""
     ports = list(range(10_000, _ephemeral_start()))
-    for port in random.SystemRandom().sample(ports, len(ports)):
+    for port in (random.SystemRandom() if seed is None else random.Random(seed)).sample(ports, len(ports)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -58,32 +53,13 @@ def _ephemeral_start() -> int:
     return first if first > 11_000 else 32_768
 
 
-def log_path(directory: Path, rank: int) -> Path:
-    """Where a rank's output goes."""
-    return directory / "logs" / f"rank_{rank:05d}.log"
-
-
-def _error_path(directory: Path, rank: int) -> Path:
-    return directory / "logs" / f"rank_{rank:05d}.error"
-
-
-def write_failure(directory: Path, rank: int, error: BaseException, *, users: bool) -> None:
-    """Called by a dying rank: leave its error where the launcher finds it. users: a message is enough, no traceback."""
-    path = _error_path(directory, rank)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = str(error) if users else f"{type(error).__name__}: {error}"
-    detail = "" if users else "".join(traceback.format_exception(error))
-    path.write_text(json.dumps({"when": time.time(), "message": text, "detail": detail}))
-
-
 def run_workers(directory: Path, recipe_path: Path, world_size: int, threads: int, device: str, **extra: str) -> int:
-    """Start `world_size` ranks on this machine and wait. Returns 0 (finished) or INTERRUPTED.
+    """Start `world_size` ranks on this machine and wait. Returns 0 (finished) or AGAIN.
 
     extra: further environment variables. Raises WorkerError with the first failing rank's error.
     """
     (directory / "logs").mkdir(parents=True, exist_ok=True)
-    for old in (directory / "logs").glob("rank_*.error"):
-        old.unlink()
+    clear_failures(directory)
     common = {
         **os.environ,
         "WORLD_SIZE": str(world_size),
@@ -154,41 +130,34 @@ def _watch(directory: Path, ranks: list[subprocess.Popen], signals: _Forwarding)
         for index, rank in enumerate(ranks):
             if index not in ended and rank.poll() is not None:
                 ended[index] = time.time()
-                if rank.returncode not in (0, INTERRUPTED):
+                if rank.returncode not in (DONE, AGAIN):
                     failed_at = failed_at or time.time()
         if len(ended) == len(ranks) or (failed_at and time.time() - failed_at > GRACE_SECONDS):
             break
         time.sleep(0.05)
     if failed_at is None:
-        return INTERRUPTED if any(rank.returncode == INTERRUPTED for rank in ranks) else 0
-    failures = [_failure(directory, index, ranks[index].returncode, when) for index, when in ended.items()]
+        return AGAIN if any(rank.returncode == AGAIN for rank in ranks) else 0
+    words = {failure.rank: failure for failure in read_failures(directory)}
+    for index, when in ended.items():
+        if index not in words and ranks[index].returncode not in (DONE, AGAIN):
+            # without a word it died before the others can have noticed
+            words[index] = Failure(index, when - 3600, how_ended(ranks[index].returncode))
     _end(ranks)
     if signals.count > 1:
-        raise WorkerError("ended by a second signal; the same command goes on from the newest checkpoint")
+        raise WorkerError("ended by a second signal; the same command goes on from the newest checkpoint", AGAIN)
     if signals.count and any(ranks[index].returncode == -signal.SIGTERM for index in ended):
-        return INTERRUPTED  # so early that a rank's Python had not begun to listen: there was nothing to save
-    raise WorkerError(_describe(directory, [failure for failure in failures if failure]))
+        return AGAIN  # so early that a rank's Python had not begun to listen: there was nothing to save
+    first = first_cause(words.values())
+    assert first is not None
+    raise WorkerError(_describe(directory, first, alone=len(words) == 1), first.code)
 
 
-def _failure(directory: Path, rank: int, code: int, when: float) -> Failure | None:
-    if code in (0, INTERRUPTED):
-        return None
-    try:
-        told = json.loads(_error_path(directory, rank).read_text())
-        return Failure(rank, told["when"], told["message"], told["detail"])
-    except (OSError, ValueError, KeyError):
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        # it died without a word, before the others can have noticed
-        return Failure(rank, when - 3600, f"{how}{hint}", "")
-
-
-def _describe(directory: Path, failures: list[Failure]) -> str:
-    first = min(failures, key=lambda failure: failure.when)
-    lines = [f"rank {first.rank} failed first: {first.message}" if first.detail or len(failures) > 1 else first.message]
+def _describe(directory: Path, first: Failure, *, alone: bool) -> str:
+    silent = not first.host  # it left no word: the message is ours, and does not say whom it is about
+    lines = [tell_first(first) if first.detail or silent or not alone else first.message]
     if first.detail:
         lines.append(first.detail.rstrip())
-    if first.detail or not lines[0].endswith(first.message) or "killed" in first.message:
+    if first.detail or lines[0] != first.message or "killed" in first.message:
         lines.append(f"log: {log_path(directory, first.rank)}")
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from models.core import CoreSpec, Spans, positions_of, take_spans
 from models.feedforward import residual_std
 from models.kernels.rms_norm import rms_norm
 from models.kernels.rotary import rotate, split_and_rotate
-from models.layers import Layers
+from models.layers import Layers, scaled
 from models.parameters import declare
 from models.random import key_tensor, stream_key
 
@@ -29,11 +29,12 @@ class Attention(nn.Module):
         super().__init__()
         width = config.head_width
         self.config, self.recompute_core, self._layers = config, recompute_core, layers
+        self._query_scale = config.scales.query
         self.heads, self.kv_heads = layers.share(config.heads), layers.share(config.key_value_heads)
         query, key_value = config.heads * width, config.key_value_heads * width
         bias = config.bias or config.qkv_bias
         self.qkv = layers.column(
-            "qkv", config.hidden_size, (query, key_value, key_value), bias=bias, std=config.init_std
+            "qkv", config.hidden_size, (query, key_value, key_value), bias=bias, std=config.matrix_std
         )
         self.output = layers.row("output", query, config.hidden_size, bias=config.bias, std=residual_std(config))
         self.query_norm = query_key_norm(config, layers, config.heads)
@@ -54,6 +55,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
         """x: [S, B, H] -> [S, B, H]."""
         query, key, value = self._heads(self.qkv(x, first_sample), first_sample)
+        query = scaled(query, self._query_scale)
         if self.recompute_core and self.training:
             mixed = checkpoint(self._core, query, key, value, first_sample, use_reentrant=False)
         else:

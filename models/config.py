@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from models.errors import ModelError as ModelError
 from models.moe.config import MoEConfig
+from models.parametrization import ParametrizationConfig, Scales
 
 NORMS = ("layernorm", "rmsnorm")
 POSITIONS = ("learned", "rotary", "none")
@@ -128,6 +129,8 @@ class ModelConfig:
     layers (GPT-2), 3 x in a decoder that attends to an encoder."""
     moe: MoEConfig = MoEConfig()
     """Mixture of experts."""
+    parametrization: ParametrizationConfig = ParametrizationConfig()
+    """What follows the model's width and depth, so that a learning rate found on a small model holds for a large one."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be; sizes of 0 stay as written, the properties below resolve them."""
@@ -189,6 +192,7 @@ class ModelConfig:
             )
         self._check_encoder()
         self._check_experts()
+        self._check_depth()
 
     def _check_encoder(self) -> None:
         if not self.encoder_layers:
@@ -213,6 +217,14 @@ class ModelConfig:
                 raise ModelError(
                     f"model.{option}: with model.encoder_layers={self.encoder_layers} it cannot be set ({why}); leave it out"
                 )
+
+    def _check_depth(self) -> None:
+        if self.parametrization.kind == "completep" and (self.norm_position == "post" or self.encoder_layers):
+            option = "norm_position=post" if self.norm_position == "post" else f"encoder_layers={self.encoder_layers}"
+            raise ModelError(
+                f"model.parametrization.kind=completep: is published for one stack of pre-norm layers, not for model.{option}; "
+                "set kind=mup or change that"
+            )
 
     def _check_experts(self) -> None:
         if not self.moe.experts:
@@ -267,8 +279,23 @@ class ModelConfig:
 
     @property
     def branches(self) -> int:
-        """Projections into the residual stream of the decoder's layers."""
-        return self.layers * (3 if self.encoder_layers else 2)
+        """Projections into the residual stream of the decoder's layers; of the base's, where branches shrink with depth."""
+        return (self.parametrization.base_depth or self.layers) * (3 if self.encoder_layers else 2)
+
+    @property
+    def scales(self) -> Scales:
+        """How far the model is from the base of its parametrization; all 1 without one."""
+        return self.parametrization.scales(self.hidden_size, self.layers, self.head_width)
+
+    @property
+    def matrix_std(self) -> float:
+        """Standard deviation of the initial weights of matrices both of whose sides grow with the width."""
+        return self.init_std * self.scales.matrix_std
+
+    @property
+    def output_std(self) -> float:
+        """Of routers and gates."""
+        return self.init_std * self.scales.output_std
 
     def encoder(self) -> ModelConfig:
         """The encoder by itself: layers that see both ways within a document."""

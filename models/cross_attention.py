@@ -18,7 +18,7 @@ from models.attention_block import attend
 from models.config import ModelConfig
 from models.core import CoreSpec, drop_weights
 from models.feedforward import residual_std
-from models.layers import Layers
+from models.layers import Layers, scaled
 from models.random import key_tensor, stream_key
 
 
@@ -29,14 +29,14 @@ class CrossAttention(nn.Module):
         super().__init__()
         width = config.head_width
         query, key_value = config.heads * width, config.key_value_heads * width
-        bias, std = config.bias or config.qkv_bias, config.init_std
+        bias, std = config.bias or config.qkv_bias, config.matrix_std
         self.width, self.encoder, self.recompute_core, self._layers = (
             width,
             config.encoder_length,
             recompute_core,
             layers,
         )
-        self.heads = layers.share(config.heads)
+        self.heads, self.query_scale = layers.share(config.heads), config.scales.query
         self.query = layers.column("query", config.hidden_size, (query,), bias=bias, std=std)
         self.key_value = layers.column("key_value", config.hidden_size, (key_value, key_value), bias=bias, std=std)
         self.output = layers.row("output", query, config.hidden_size, bias=config.bias, std=residual_std(config))
@@ -51,6 +51,7 @@ class CrossAttention(nn.Module):
         key, value = self.key_value(encoder, first_sample).unflatten(-1, (-1, self.width)).chunk(2, dim=-2)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
+        query = scaled(query, self.query_scale)
         if self.recompute_core and self.training:
             mixed = checkpoint(self._core, query, key, value, first_sample, use_reentrant=False)
         else:

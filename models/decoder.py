@@ -11,8 +11,8 @@ unchanged what it does not act on. Logits come out for the decoder's rows alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,11 @@ from models.blocks import block_count
 from models.config import ModelConfig
 from models.core import take_spans
 from models.cross_attention import CrossAttention
+from models.dropout import Dropout
 from models.feedforward import FeedForward
-from models.layers import Dropout, Layers, Norm
+from models.layers import Layers, scaled
 from models.moe.layer import MixtureOfExperts
+from models.norm import Norm
 from models.parameters import declaration, initialise
 
 
@@ -66,7 +68,7 @@ class EmbeddingBlock(Block):
 
 
 class PositionBlock(Block):
-    """Adds learned positions, if the model has them, and drops out."""
+    """Adds learned positions, if the model has them, multiplies by embedding_multiplier, and drops out."""
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__("positions")
@@ -76,6 +78,7 @@ class PositionBlock(Block):
             table = nn.Parameter(torch.empty(config.max_sequence, config.hidden_size, dtype=layers.dtype))
             self.weight = layers.replicated(table, std=config.init_std)
         self.resets = config.reset_position_ids and config.positions == "learned"
+        self.scale = config.scales.embedding
         self.dropout = Dropout(layers, config.dropout, self.name)
         self.parts = Parts(config, layers)
         if self.parts.encoder:
@@ -94,7 +97,7 @@ class PositionBlock(Block):
     def _place(self, x: Tensor, first_sample: int, dropout: Dropout) -> Tensor:
         if self.weight is not None:
             x = x + self._rows(self._layers.use(self.weight), x, first_sample)
-        return dropout(x, first_sample, self._layers.uncut(x.shape[0]))
+        return dropout(scaled(x, self.scale), first_sample, self._layers.uncut(x.shape[0]))
 
     def _rows(self, table: Tensor, x: Tensor, first_sample: int) -> Tensor:
         """Rows of the table for x [S, B, H]: [S, 1, H], or [S, B, H] where each document has its own positions."""
@@ -105,12 +108,20 @@ class PositionBlock(Block):
         return F.embedding(take_spans(places, spans, 1).t(), table)
 
 
+class Branch(NamedTuple):
+    """A part of a layer beside the residual stream. part: called with its input and the first sample."""
+
+    norm: Norm
+    part: Callable[..., Tensor]
+    drop: nn.Module
+
+
 class DecoderLayer(Block):
     """Attention and feed-forward around the residual stream, pre- or post-norm."""
 
     def __init__(self, config: ModelConfig, layers: Layers, index: int, recompute: str, stack: str = "layers") -> None:
         super().__init__(f"{stack}.{index}")
-        self.pre_norm = config.norm_position == "pre"
+        self.pre_norm, self.scale = config.norm_position == "pre", config.scales.branch
         self.recompute = recompute == "block"
         self.parted = config.parted or config.prefix_mask
         self._layers = layers = layers.within(self.name, high=layers.products.above(index, config.layers))
@@ -148,23 +159,26 @@ class DecoderLayer(Block):
         return self._compiled(x, torch.tensor(first_sample))  # a number would be compiled for each value anew
 
     def _arithmetic(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
-        x = self._attend(x, first_sample)
-        return self._branch(x, first_sample, self.ffn_norm, self._feed, self.ffn_drop)
+        return self._through(x, first_sample, (self._attention_branch, self._feed_branch))
 
-    def _attend(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
-        return self._branch(x, first_sample, self.attention_norm, self.attention, self.attention_drop)
+    @property
+    def _attention_branch(self) -> Branch:
+        return Branch(self.attention_norm, self.attention, self.attention_drop)
 
-    def _branch(
-        self, x: Tensor, first_sample: int | Tensor, norm: nn.Module, part: Callable[..., Tensor], drop: nn.Module
-    ) -> Tensor:
-        """A part of the layer, called with its input and the first sample, beside the residual stream."""
-        length = self._layers.uncut(x.shape[0])
-        if self.pre_norm:
-            return x + drop(part(norm(x), first_sample), first_sample, length)
-        return norm(x + drop(part(x, first_sample), first_sample, length))
+    @property
+    def _feed_branch(self) -> Branch:
+        return Branch(self.ffn_norm, self.feed_forward, self.ffn_drop)
 
-    def _feed(self, x: Tensor, first_sample: int) -> Tensor:
-        return self.feed_forward(x, first_sample)
+    def _through(self, x: Tensor, first_sample: int | Tensor, branches: Sequence[Branch]) -> Tensor:
+        """x [S, B, H] through branches of the residual stream, each added to it in the pass of the norm that follows."""
+        length, found = self._layers.uncut(x.shape[0]), None
+        for branch in branches:
+            if not self.pre_norm:
+                x = branch.norm(branch.drop(branch.part(x, first_sample), first_sample, length), x)[0]
+                continue
+            normed, x = (branch.norm(x), x) if found is None else branch.norm(found, x)
+            found = scaled(branch.drop(branch.part(normed, first_sample), first_sample, length), self.scale)
+        return x if found is None else x + found
 
 
 class EncoderLayer(DecoderLayer):
@@ -205,12 +219,9 @@ class CrossLayer(DecoderLayer):
 
     def _arithmetic(self, x: Tensor, first_sample: int | Tensor) -> Tensor:
         encoder, decoder = self._parts.split(x)
-        decoder = self._attend(decoder, first_sample)
-        decoder = self._branch(
-            decoder, first_sample, self.cross_norm, lambda x, first: self.cross(x, encoder, first), self.cross_drop
-        )
-        decoder = self._branch(decoder, first_sample, self.ffn_norm, self._feed, self.ffn_drop)
-        return torch.cat((encoder, decoder))
+        cross = Branch(self.cross_norm, lambda rows, first: self.cross(rows, encoder, first), self.cross_drop)
+        branches = (self._attention_branch, cross, self._feed_branch)
+        return torch.cat((encoder, self._through(decoder, first_sample, branches)))
 
 
 class FinalNorm(Block):
@@ -230,7 +241,7 @@ class HeadBlock(Block):
 
     def __init__(self, config: ModelConfig, layers: Layers) -> None:
         super().__init__("head")
-        self._parts, self._clock = Parts(config, layers), layers.clock
+        self._parts, self._clock, self.scale = Parts(config, layers), layers.clock, config.scales.head
         self.projection = layers.head(
             config.hidden_size, config.padded_vocab, std=config.init_std, tied=config.tied_embeddings
         )
@@ -238,7 +249,7 @@ class HeadBlock(Block):
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         first_sample = self._clock.first_sample(self.name, x.shape[1])
         asked = self._clock.asked(first_sample, x.shape[1])
-        return self.projection(self._parts.split(x)[1], weight, asked, first_sample)
+        return self.projection(scaled(self._parts.split(x)[1], self.scale), weight, asked, first_sample)
 
 
 def block_recipe(

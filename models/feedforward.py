@@ -40,7 +40,7 @@ def activation_of(config: ModelConfig, layers: Layers, width: int) -> Callable[[
 
 def residual_std(config: ModelConfig) -> float:
     """Standard deviation of the initial weights of a projection into the residual stream."""
-    return config.init_std / (math.sqrt(config.branches) if config.scaled_residual_init else 1.0)
+    return config.matrix_std / (math.sqrt(config.branches) if config.scaled_residual_init else 1.0)
 
 
 class PolyNorm(nn.Module):
@@ -75,7 +75,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, layers: Layers, width: int) -> None:
         super().__init__()
         parts = (width,) * (2 if config.gated else 1)
-        self.up = layers.column("up", config.hidden_size, parts, bias=config.bias, std=config.init_std)
+        self.up = layers.column("up", config.hidden_size, parts, bias=config.bias, std=config.matrix_std)
         self.down = layers.row("down", width, config.hidden_size, bias=config.bias, std=residual_std(config))
         self.activation = activation_of(config, layers, width)
 

@@ -117,6 +117,11 @@ FAMILIES = {
 
 def family(config: ModelConfig) -> str:
     """The Hugging Face family that computes the same function; raises where there is none."""
+    if any(factor != 1 for factor in config.scales.multipliers.values()):
+        raise ModelError(
+            f"model.parametrization.kind={config.parametrization.kind}: no Hugging Face family here has its multipliers; fold "
+            "them into the weights first (models.folding)"
+        )
     if config.encoder_layers:
         raise ModelError(
             f"model.encoder_layers={config.encoder_layers}: no Hugging Face family here computes the same function (T5 has "

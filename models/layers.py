@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from models.core import AttentionCore, CoreSpec, Spans
 from models.formats.health import Health
-from models.kernels.layer_norm import layer_norm
-from models.kernels.rms_norm import rms_norm
 from models.linear import Embedding, Head, Linear, cross_entropy
 from models.loss import PLAIN, Terms
 from models.moe.axis import ExpertAxis, LocalExperts
@@ -27,7 +25,7 @@ from models.moe.routing import Routing
 from models.parameters import Declaration, declaration, declare
 from models.precision import UNQUANTISED, ProductsConfig
 from models.products import Axes, Product, QuantisedProduct, WholeAxes, plain_product, round_rows
-from models.random import Clock, drop, key_tensor, offsets, stream_key
+from models.random import Clock
 from models.varlen import core_of
 
 
@@ -260,52 +258,6 @@ def quantised_product(layers: Layers, path: str, declared: Declaration, axes: Ax
     return QuantisedProduct(layers.products, layers.kernels, layers.clock.seed, path, declared, axes, layers.health)
 
 
-class Norm(nn.Module):
-    """LayerNorm or RMSNorm over the last dim, in float32; keeps the input's dtype."""
-
-    def __init__(self, layers: Layers, kind: str, size: int, eps: float, *, bias: bool) -> None:
-        super().__init__()
-        self.kind, self.eps, self.size = kind, eps, size
-        self._use, self._kernels = layers.use, layers.kernels
-        self.weight = layers.replicated(nn.Parameter(torch.empty(size, dtype=layers.dtype)), constant=1.0)
-        has_bias = kind == "layernorm" and bias
-        self.bias = layers.replicated(nn.Parameter(torch.empty(size, dtype=layers.dtype))) if has_bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self._use(self.weight)
-        if self.kind == "rmsnorm":
-            return rms_norm(x, weight, self.eps, self._kernels)
-        bias = None if self.bias is None else self._use(self.bias)
-        return layer_norm(x, weight, bias, self.eps, self._kernels)
-
-
-class Dropout(nn.Module):
-    """Dropout on [S, B, H] whose mask is a function of (seed, name, sample, position, feature): the same at any layout,
-    in recomputation and after a resume."""
-
-    def __init__(self, layers: Layers, probability: float, name: str) -> None:
-        super().__init__()
-        self.probability = probability
-        self._layers = layers
-        self._key = key_tensor(stream_key(layers.clock.seed, "dropout", name))
-
-    def forward(self, x: Tensor, first_sample: int | Tensor, sequence_length: int) -> Tensor:
-        """x: [S, B, H]; first_sample: global index of the first sequence; sequence_length: the uncut S."""
-        if self.probability == 0 or not self.training:
-            return x
-        return drop(x, self._key, self.probability, offsets_of(self._layers, x, first_sample, sequence_length))
-
-
-def offsets_of(layers: Layers, x: Tensor, first_sample: int, sequence_length: int) -> Tensor:
-    """Where the elements of this rank's activations [S, B, H] stand in those of all samples, int64: what random numbers are a
-    function of. sequence_length: the uncut S."""
-    length, batch, hidden = x.shape
-    shape = (batch + 1, sequence_length, hidden)
-    index = torch.cat(
-        [
-            offsets(shape, (first_sample, start, 0), (batch, stop - start, hidden), x.device)
-            for start, stop in layers.spans(length)
-        ],
-        dim=1,
-    )
-    return index.transpose(0, 1)
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """x times a constant, x itself where that is 1."""
+    return x if factor == 1.0 else x * factor

@@ -34,7 +34,7 @@ FILLS = ("mean", "init", "zero")
 MEMORY = ("bias", "frequency")
 """What routers remember beside their weights, float32 [E] each: `models.moe.routing.RouterState`."""
 
-_INTO_THE_RESIDUAL = (
+INTO_THE_RESIDUAL = (
     "attention.output.weight",
     "attention.output.bias",
     "cross.output.weight",
@@ -75,6 +75,11 @@ def take_layers(source: Weights, order: Sequence[int], *, identity: bool = False
     trained, and the model computes what the list without repeats does. Needs pre-norm. ModelError for layers there are not.
     """
     depth = source.model.layers
+    if source.model.parametrization.kind == "completep" and len(order) != depth:
+        raise ModelError(
+            f"model.parametrization.kind=completep: divides what layers add by their number, {depth}, and with {len(order)} "
+            "the kept ones would compute something else; keep their number, or begin from a model of another kind"
+        )
     wrong = [index for index in order if not 0 <= index < depth]
     if wrong or not order:
         raise ModelError(f"layer {wrong[0] if wrong else 'list'}: there are layers 0 to {depth - 1}; name some of them")
@@ -101,7 +106,7 @@ def take_layers(source: Weights, order: Sequence[int], *, identity: bool = False
         _, index, path = name.split(".", 2)
         tensor = source.read(f"layers.{order[int(index)]}.{path}")
         repeated = order[int(index)] in order[: int(index)]
-        return torch.zeros_like(tensor) if identity and repeated and path in _INTO_THE_RESIDUAL else tensor
+        return torch.zeros_like(tensor) if identity and repeated and path in INTO_THE_RESIDUAL else tensor
 
     return Weights(model, read, source.memory)
 
@@ -208,7 +213,7 @@ def upcycle(source: Weights, experts: int, top_k: int, parts: int = 1, *, seed: 
         if path == "router.weight":
             rows = torch.empty(experts // parts, model.hidden_size)
             key = stream_key(seed, "weights", name)
-            fill_normal(rows, key, (experts, model.hidden_size), (0, 0), model.init_std)
+            fill_normal(rows, key, (experts, model.hidden_size), (0, 0), model.output_std)
             return rows.repeat_interleave(parts, 0)
         if path in ("router.bias", "router.frequency"):
             return torch.full((experts,), 0.0 if path.endswith("bias") else 1.0 / experts)

@@ -53,7 +53,11 @@ def owner(config: ParallelConfig, stage: int) -> int:
 
 def stages_of(config: ParallelConfig, rank: int) -> list[int]:
     """Stages of one rank of the pipeline axis, in order."""
-    return [stage for stage in range(stage_count(config)) if owner(config, stage) == rank]
+    degree, bent = config.pipeline, SCHEDULES[config.schedule].v_shaped
+    if degree == 1:
+        return [0]
+    turns = range(stages_per_rank(config))
+    return [turn * degree + (degree - 1 - rank if bent and turn % 2 else rank) for turn in turns]
 
 
 def micro_batch_trouble(config: ParallelConfig, micro_batches: int) -> str:

@@ -39,12 +39,20 @@ def cut_stages(costs: list[float], stages: int) -> list[int]:
     prefix = [0.0]
     for cost in costs:
         prefix.append(prefix[-1] + cost)
+    most = prefix[-1] / stages + max(
+        costs
+    )  # filling stages one after the other is never worse, so nothing above it matters
     best = [[float("inf")] * (count + 1) for _ in range(stages + 1)]
     before = [[0] * (count + 1) for _ in range(stages + 1)]
     best[0][0] = 0.0
     for stage in range(1, stages + 1):
+        first = stage - 1
         for stop in range(stage, count + 1):
-            for start in range(stage - 1, stop):
+            while prefix[stop] - prefix[first] > most:
+                first += 1
+            for start in range(first, stop):
+                if best[stage - 1][start] > most:
+                    break
                 worst = max(best[stage - 1][start], prefix[stop] - prefix[start])
                 if worst < best[stage][stop] - 1e-9 * prefix[-1]:
                     best[stage][stop], before[stage][stop] = worst, start

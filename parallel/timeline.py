@@ -37,15 +37,15 @@ class Slot:
 def timeline(config: ParallelConfig, micro_batches: int, costs: list[float] | None = None) -> list[Slot]:
     """Every action of a step in order of rank and time. costs: forward time of each stage, 1 where none are given."""
     costs = costs or [1.0] * stage_count(config)
-    waiting = _schedule(config, micro_batches)
+    waiting = actions(config, micro_batches)
     done: dict[tuple[str, int, int], float] = {}
     clocks = [0.0] * config.pipeline
     slots: list[Slot] = []
     while any(waiting):
         moved = False
-        for rank, actions in enumerate(waiting):
-            while actions:
-                stage, kind, micro = actions[0]
+        for rank, left in enumerate(waiting):
+            while left:
+                stage, kind, micro = left[0]
                 needed = [done.get(key) for key in _needs(stage, kind, micro, len(costs))]
                 if None in needed:
                     break
@@ -53,7 +53,7 @@ def timeline(config: ParallelConfig, micro_batches: int, costs: list[float] | No
                 clocks[rank] = begin + UNITS[kind] * costs[stage]
                 done[_gives(kind), stage, micro] = clocks[rank]
                 slots.append(Slot(rank, stage, kind, micro, begin, clocks[rank]))
-                actions.pop(0)
+                left.pop(0)
                 moved = True
         assert moved, f"{config.schedule}: ranks wait for one another in a circle"
     return sorted(slots, key=lambda slot: (slot.rank, slot.begin))
@@ -65,13 +65,14 @@ def idle_share(slots: list[Slot]) -> float:
     return 1 - sum(slot.end - slot.begin for slot in slots) / (ranks * max(slot.end for slot in slots))
 
 
-def _schedule(config: ParallelConfig, micro_batches: int) -> list[list[Action]]:
+def actions(config: ParallelConfig, micro_batches: int) -> list[list[Action]]:
+    """What each rank of the pipeline axis does in a step, in order."""
     if config.schedule == "1f1b":  # torch 2.13 tells its forwards one micro-batch too late on all ranks but the first
         return [_one_forward_one_backward(config.pipeline, rank, micro_batches) for rank in range(config.pipeline)]
     schedule = SCHEDULES[config.schedule]
     stages = None if schedule.single else stages_per_rank(config)
     name = schedule.torch_name.removeprefix("Schedule")
-    return [_actions(actions) for actions in get_schedule_ops(name, config.pipeline, micro_batches, stages)]
+    return [_actions(found) for found in get_schedule_ops(name, config.pipeline, micro_batches, stages)]
 
 
 def _one_forward_one_backward(ranks: int, rank: int, micro_batches: int) -> list[Action]:

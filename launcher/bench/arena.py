@@ -17,6 +17,7 @@ from launcher.bench.turns import Contender
 from launcher.check import check_corpus, check_layout
 from launcher.compose import save_recipe
 from launcher.config import Recipe, RecipeError
+from launcher.life import LifeConfig
 from launcher.machine import choose_device, threads_for
 from launcher.optim.schedule import Schedule
 from launcher.reading import phase_stream
@@ -55,6 +56,7 @@ def at_one_process(recipe: Recipe, directory: Path) -> Recipe:
             checkpoint=replace(recipe.checkpoint, every_tokens=0, every_minutes=0.0),
             cluster=replace(recipe.cluster, layout="recipe"),
             tracker=replace(recipe.tracker, wandb="off"),
+            life=LifeConfig(watchdog=False, health=False),  # contenders sleep between their turns
             phases=(),
         )
     )

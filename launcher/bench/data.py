@@ -28,6 +28,7 @@ from launcher.bench.data_loader import LOADER, OURS
 from launcher.bench.data_peers import PEERS
 from launcher.bench.data_rows import TOKENS
 from launcher.bench.data_show import draw, show
+from launcher.bench.flags import parse
 from launcher.bench.measure import WARM_UP
 from launcher.bench.show import write_figures
 from launcher.bench.turns import ROOT, BenchError, Contender, Turn
@@ -229,9 +230,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--keep", default="", metavar="DIR", help="where the corpus is left, and found the next time")
     parser.add_argument("--json", metavar="FILE", help="write all figures there; - prints them")
     parser.add_argument("--png", metavar="FILE", help="draw the speeds there")
-    flags, overrides = parser.parse_known_args(arguments)
-    if not any(text.startswith("experiment=") for text in overrides):
-        overrides.insert(0, "experiment=tiny")
+    flags, overrides = parse(parser, arguments)
     figures = run(
         build_recipe(compose_tree(overrides)),
         python=flags.peers,

@@ -36,7 +36,7 @@ def engine_and_batch(
         model=model,
         parallel=config,
         precision=PrecisionConfig("fp32"),
-        optimizer=optimizer_factory(recipe.optimizer),
+        optimizer=optimizer_factory(recipe.optimizer, model=model),
         clip_norm=1.0,
         micro_batch=train.micro_batch,
         micro_batches=micro_batches,

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.bench.arena import Arena
+from launcher.bench.flags import parse
 from launcher.bench.measure import (
     SAVE_EVERY,
     WARM_UP,
@@ -137,9 +138,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=12, help="turns of each contender (default 12)")
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each turn (default 5)")
     parser.add_argument("--json", metavar="FILE", help="write all figures there; - prints them")
-    flags, overrides = parser.parse_known_args(arguments)
-    if not any(text.startswith("experiment=") for text in overrides):
-        overrides.insert(0, "experiment=tiny")
+    flags, overrides = parse(parser, arguments)
     recipe = build_recipe(compose_tree(overrides))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch directory goes, as with Ctrl-C
     figures = run(recipe, rounds=flags.rounds, steps=flags.steps, overrides=overrides)

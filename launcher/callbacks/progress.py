@@ -124,8 +124,8 @@ class Progress(Callback):
             )
 
     def on_event(self, step: int, kind: str, message: str) -> None:
-        """Print one line; a plan is a table and stands alone."""
-        if kind == "plan":
+        """Print one line; a plan and the health of ranks are tables and stand alone."""
+        if kind in ("plan", "health"):
             self._say(message)
             return
         self._say(f"{self._at(step)}  {kind}: {message}", _EVENT_STYLES.get(kind, "dim"))

@@ -16,7 +16,7 @@ from data.audit import Usage, audit
 from data.stream import hash_of, past_skips_one
 from launcher.budget import Budget
 from launcher.callbacks.metrics import FILE_NAME, parse_line
-from launcher.check import check_corpus, with_epochs
+from launcher.check import check_corpus, with_budget
 from launcher.compose import build_recipe, compose_tree, load_recipe
 from launcher.config import Recipe, RecipeError
 from launcher.corpus.order import wide_console
@@ -149,7 +149,7 @@ def read_phases(places: list[str], usage: str) -> Iterator[PhaseRead]:
     if not places or (directory is None and not all("=" in place or place.startswith("+") for place in places)):
         raise RecipeError(f"data: takes one run directory, or a recipe: `{usage}`")
     recipe = load_recipe(directory / "config.yaml") if directory else build_recipe(compose_tree(places))
-    recipe = with_epochs(check_corpus(recipe))
+    recipe = with_budget(check_corpus(recipe))
     logged = _logged(directory) if directory else None
     budget, longest, reading, before = Budget(recipe), longest_sequence(recipe), Reading(), 0
     for index, phase in enumerate(budget.phases):

@@ -22,7 +22,7 @@ from data.urls import scheme
 from launcher.batches import Sampler
 from launcher.budget import Budget
 from launcher.callbacks.units import count
-from launcher.check import with_epochs
+from launcher.check import with_budget
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.corpus.page import Origin, Shown, Words, render
@@ -129,7 +129,7 @@ class Opened:
 
 def opened(recipe: Recipe, index: int) -> Opened:
     """A phase of a recipe, by its number."""
-    recipe = with_epochs(recipe)
+    recipe = with_budget(recipe)
     budget, longest, reading, samples, tokens = Budget(recipe), longest_sequence(recipe), Reading(), 0, 0
     for number, phase in enumerate(budget.phases[:index]):
         reading.open(phase, budget.of_phase(number), longest, {"begin": reading.begin}, 0)

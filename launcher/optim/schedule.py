@@ -21,10 +21,15 @@ class Schedule:
 
     def at(self, tokens: int) -> float:
         """Learning rate of the step after which `tokens` tokens of this span are consumed."""
-        warmup = self.config.warmup_tokens
+        warmup = self.warmup
         if tokens < warmup:
             return self.rate * tokens / warmup
         return self.rate * SHAPES[self.config.name](min(float(tokens), float(self.total)), self)
+
+    @property
+    def warmup(self) -> float:
+        """Tokens over which the rate rises."""
+        return self.config.warmup_tokens or self.config.warmup_share * self.total
 
     @property
     def decay_start(self) -> float:
@@ -33,8 +38,8 @@ class Schedule:
 
 
 def _progress(tokens: float, schedule: Schedule) -> float:
-    span = schedule.total - schedule.config.warmup_tokens
-    return (tokens - schedule.config.warmup_tokens) / span if span > 0 else 1.0
+    span = schedule.total - schedule.warmup
+    return (tokens - schedule.warmup) / span if span > 0 else 1.0
 
 
 def _constant(tokens: float, schedule: Schedule) -> float:

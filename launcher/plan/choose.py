@@ -13,6 +13,7 @@ from pathlib import Path
 from launcher.check import check_batch
 from launcher.compose import save_recipe
 from launcher.config import Recipe
+from launcher.life import LifeConfig
 from launcher.machine import cores, gpu_count
 from launcher.workers import WorkerError, run_workers
 
@@ -70,6 +71,7 @@ def _measure(recipe: Recipe, world_size: int) -> float:
         train=replace(recipe.train, max_steps=steps, validation_tokens=1, validate_every_tokens=0, sample_length=0),
         tracker=replace(recipe.tracker, wandb="off", tensorboard=False, every_steps=10**9),
         checkpoint=replace(recipe.checkpoint, every_tokens=0, asynchronous=False),
+        life=LifeConfig(health=False),
     )
     directory = scratch / "trial"
     directory.mkdir()

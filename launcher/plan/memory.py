@@ -1,37 +1,75 @@
-"""Bytes that one rank needs, part by part."""
+"""Bytes that one rank needs, part by part, at any layout: arithmetic alone, quick enough to judge ten thousand.
+
+    work = Work.of(recipe, "bf16")
+    memory_of(work, parallel, micro_batch, rank)      # a rank of the pipeline axis
+    fullest(work, parallel, micro_batch)              # the one that needs most
+
+State is exact, activations are what the models' autograd functions save (`launcher.plan.state`, `.activations`); what a
+framework takes for itself and what its allocator cannot use are allowances, kept apart."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
-from launcher.config import Recipe
-from models.config import ModelConfig
+from launcher.plan.flight import moments
+from launcher.plan.held import again_by, batch_bytes, held_by, lingering, loss_bytes, received_into, setting_of
+from launcher.plan.parameters import has_head, stages_on
+from launcher.plan.state import state_of
+from launcher.plan.work import Work as Work
+from parallel.check import choose_engine
 from parallel.config import ParallelConfig
-from parallel.schedule import chunks_in_flight, owner, stage_count
+from parallel.schedule import chunks_in_flight
 
-FUSED_LOGITS = 256 << 20
-"""What the logits of a chunk may take (models/kernels/linear_cross_entropy/chunks.py, which imports torch)."""
+CONTEXT_BYTES = 600_000_000
+"""A CUDA context with the kernels of torch, cuBLAS and NCCL, before any tensor: an allowance. 0.5 to 0.7 GB is what
+nvidia-smi shows beside torch.cuda.memory_reserved on recent data-centre GPUs."""
+FRAGMENTS = 0.04
+"""Share of what is allocated that the caching allocator holds and cannot give out: an allowance. Blocks are rounded up to 2
+MB, and large ones are not split below that; measured shares of reserved but unallocated memory are 2 to 6 % in steady
+training."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank, without the framework's own and without fragmentation."""
+    """Bytes on one rank.
+
+    weights: parameters as the engine keeps them, gradients: at their most, optimizer: moments and master weights apart.
+    gathered: whole copies of what is sharded. activations: what layers keep for backward of all micro-batches in flight.
+    logits: what the head and the loss keep. working: what a step needs for a moment on top, where it needs most: gradients of
+    logits, or a layer that is computed again. buffers: of communication, and the batch. framework, fragments: allowances.
+    host: in host memory, not in the total."""
 
     weights: int
     gradients: int
     optimizer: int
+    gathered: int
     activations: int
+    logits: int
+    working: int
+    buffers: int
+    framework: int = 0
+    fragments: int = 0
+    host: int = 0
+
+    @property
+    def counted(self) -> int:
+        """Without the allowances."""
+        return self.total - self.framework - self.fragments
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        """All of it, allowances among it."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Name -> bytes of every part of the total, in the order of a stacked bar."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "host"}
 
     def line(self) -> str:
         """One line for people, in GB or MB."""
-        parts = ("weights", "gradients", "optimizer", "activations")
-        told = ", ".join(f"{part} {human(getattr(self, part))}" for part in parts)
-        return f"memory per rank about {human(self.total)}: {told}"
+        told = ", ".join(f"{part} {human(size)}" for part, size in self.parts().items() if size)
+        there = f"; {human(self.host)} in host memory" if self.host else ""
+        return f"memory per rank about {human(self.total)}: {told}{there}"
 
 
 def human(size: float) -> str:
@@ -41,74 +79,63 @@ def human(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def estimate(
-    held: int, recipe: Recipe, parallel: ParallelConfig, precision: str, stage: int = 0, experts: int = 0
-) -> Memory:
-    """Memory of a rank at place `stage` of the pipeline axis that holds `held` parameters before ZeRO cuts them, `experts` of
-    them those of routed experts, which fewer ranks share.
+def memory_of(work: Work, parallel: ParallelConfig, micro_batch: int, rank: int = 0) -> Memory:
+    """Memory of a rank of the pipeline axis, the fullest there of the other axes. parallel: resolved, no `data=0`; micro_batch:
+    sequences that go through the model at once."""
+    return _memory(work, _resolved(parallel), micro_batch, rank)
 
-    Weights and gradients in the model's type (gradients summed in float32 where it is narrower); AdamW's two moments and,
-    below float32 and unless the recipe has none, master weights in float32. Activations after Korthikanti et al. (arXiv
-    2205.05198), without the score matrix that a fused attention core never stores, for as many micro-batches as the schedule
-    keeps at once.
-    parallel, precision: resolved, no `data=0` and no `auto`.
-    """
-    model, train = recipe.model, recipe.train
-    size = 4 if precision == "fp32" else 2
-    data, zero = parallel.data, parallel.zero_stage
-    shards = parallel.replicas // parallel.data_replicas
-    cut = (held - experts) // shards + experts // max(1, shards // parallel.expert)
-    states = (cut if zero >= 1 else held) * (8 if precision == "fp32" or recipe.optimizer.master == "none" else 12)
-    tokens = train.micro_batch * train.sequence_length // parallel.context
-    micro_batches = train.batch_sequences // (train.micro_batch * data)
-    in_flight = chunks_in_flight(parallel, stage, micro_batches)
-    layers = -(-(model.layers + model.encoder_layers) // stage_count(parallel))
-    last = stage == owner(parallel, stage_count(parallel) - 1)
-    predicted = tokens - tokens * model.encoder_length // train.sequence_length
-    rows = model.padded_vocab // parallel.tensor
-    logits = 8 * rows * predicted
-    if recipe.loss.fused:  # logits of a chunk, and the gradient of the head in float32
-        logits = min(size * rows * predicted, FUSED_LOGITS) + 4 * rows * model.hidden_size
-    kept = activation_bytes_per_token(model, parallel, size, train.sequence_length)
-    return Memory(
-        weights=(cut if zero == 3 else held) * size,
-        gradients=(cut if zero >= 2 else held) * 4,
-        optimizer=0 if parallel.offload_optimizer else states,
-        activations=kept * layers * tokens * in_flight + (logits if last else 0),
+
+def fullest(work: Work, parallel: ParallelConfig, micro_batch: int) -> tuple[int, Memory]:
+    """(rank of the pipeline axis that needs most, its memory). Ranks that hold alike need as much as they have in flight, so
+    one of each kind is looked at."""
+    parallel = _resolved(parallel)
+    count = work.batch_sequences // (micro_batch * parallel.data)
+    most: dict[tuple, tuple[int, int]] = {}
+    for rank in range(parallel.pipeline):
+        stages = stages_on(work.model, parallel, rank, work.sequence_length)
+        alike = tuple((stage.kinds, stage.copy, stage.index > 0) for stage in stages)
+        flight = chunks_in_flight(parallel, rank, count)
+        if alike not in most or flight > most[alike][0]:
+            most[alike] = flight, rank
+    found = [(rank, _memory(work, parallel, micro_batch, rank)) for _, rank in most.values()]
+    return max(found, key=lambda one: one[1].total)
+
+
+def _resolved(parallel: ParallelConfig) -> ParallelConfig:
+    if parallel.engine != "auto":
+        return parallel
+    return choose_engine(parallel, parallel.model_parallel * parallel.data)[0]
+
+
+def _memory(work: Work, parallel: ParallelConfig, micro_batch: int, rank: int) -> Memory:
+    count = work.batch_sequences // (micro_batch * parallel.data)
+    stages = stages_on(work.model, parallel, rank, work.sequence_length)
+    state = state_of(work.model, stages, parallel, work.size, work.optimizer, micro_batches=count)
+    setting = setting_of(work, parallel, micro_batch)
+    logits, moment = loss_bytes(work, setting, parallel) if has_head(parallel, rank) else (0, 0)
+    activations, logits = held_by(work, setting, parallel, stages, logits, moments(parallel, rank, count))
+    if parallel.pipeline > 1 and count > 1:
+        activations += lingering(work, setting, parallel, stages, count)
+    again = max((again_by(work, setting, stage) for stage in stages), default=0)
+    buffers = (
+        state.buffers
+        + received_into(work, setting, parallel, stages, count)
+        + batch_bytes(work, parallel, count, micro_batch)
     )
-
-
-def activation_bytes_per_token(model: ModelConfig, parallel: ParallelConfig, size: int, sequence_length: int) -> int:
-    """Bytes that one layer keeps for backward, for each token; of a mixture, whose experts' shares are taken to be even, and of
-    an encoder-decoder, of whose tokens a layer acts on a part, the mean over its layers."""
-    hidden, width = model.hidden_size, model.head_width
-    if parallel.recompute == "block":
-        return hidden * size
-    if model.encoder_layers:
-        return _of_two_parts(model, parallel, size, sequence_length)
-    outside = 4 * hidden * size // (parallel.tensor if parallel.sequence_parallel else 1)
-    heads = (2 * model.heads + 2 * model.key_value_heads) * width
-    core = (
-        heads * size // parallel.tensor
-        if parallel.recompute == "none"
-        else model.heads * width * size // parallel.tensor
+    found = Memory(
+        state.weights,
+        state.gradients,
+        state.optimizer,
+        state.gathered,
+        activations,
+        logits,
+        max(moment, again),
+        buffers,
+        host=state.host,
     )
-    products = (3 if model.gated else 2) * size // parallel.tensor
-    mixtures = sum(model.has_experts(layer) for layer in range(model.layers))
-    feed = products * model.ffn_width * (model.layers - mixtures)
-    if mixtures:
-        chosen = model.expert_width * (model.moe.top_k + model.moe.shared_experts)
-        feed += mixtures * (products * chosen + 2 * model.moe.top_k * hidden * size)  # rows that are sent, and results
-    return outside + core + feed // model.layers
+    return _with_allowances(found) if work.kernels else found
 
 
-def _of_two_parts(model: ModelConfig, parallel: ParallelConfig, size: int, sequence_length: int) -> int:
-    """Each layer its own rows, and a decoder's layer attention to the encoder: queries and results on its rows, keys and values
-    on the encoder's."""
-    alone = replace(model, encoder_layers=0, encoder_length=0)
-    plain = activation_bytes_per_token(alone, parallel, size, sequence_length)
-    encoder = model.encoder_length / sequence_length
-    query, key_value = 2 * model.heads * model.head_width, 2 * model.key_value_heads * model.head_width
-    kept = (query + key_value * encoder / (1 - encoder)) * size / parallel.tensor + 2 * model.hidden_size * size
-    decoder = model.layers * (1 - encoder) * (plain + kept)
-    return int((model.encoder_layers * encoder * plain + decoder) / (model.encoder_layers + model.layers))
+def _with_allowances(found: Memory) -> Memory:
+    values = {one.name: getattr(found, one.name) for one in fields(found)}
+    return Memory(**values | {"framework": CONTEXT_BYTES, "fragments": int(FRAGMENTS * found.total)})

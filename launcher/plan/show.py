@@ -13,7 +13,8 @@ from data.remote import home_of
 from launcher.check import check_budget, check_layout, with_vocabulary
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
-from launcher.plan.memory import Memory, estimate, human
+from launcher.derive import settle
+from launcher.plan.memory import Memory, Work, human, memory_of
 from models.config import count_active_parameters, count_parameters
 from models.flops import flops_per_token
 from parallel.check import resolve_world
@@ -25,8 +26,8 @@ USAGE = "triaxis plan experiment=… [option=value …] [--world=N]"
 MOST_STAGES = 12  # rows of the table; more stages are shown from both ends
 
 
-def plan_command(arguments: list[str]) -> int:
-    """Compose, check, build one rank of every stage on paper, print."""
+def show_plain(arguments: list[str]) -> int:
+    """Compose, check, build one rank of every stage on paper, print: what needs no machine."""
     recipe, world = planned(arguments)
     parallel = recipe.parallel
     check_budget(recipe)
@@ -41,7 +42,7 @@ def plan_command(arguments: list[str]) -> int:
 def planned(arguments: list[str]) -> tuple[Recipe, int]:
     """(recipe with its layout and vocabulary resolved and checked, processes) of a command line."""
     overrides = [argument for argument in arguments if not argument.startswith("--")]
-    recipe = _vocabulary(build_recipe(compose_tree(overrides)))
+    recipe = settle(with_known_vocabulary(build_recipe(compose_tree(overrides))))
     world = _world(arguments, recipe.parallel)
     recipe = replace(recipe, parallel=resolve_world(recipe.parallel, world))
     check_layout(recipe, world)
@@ -58,7 +59,7 @@ def _world(arguments: list[str], parallel: ParallelConfig) -> int:
     return parallel.model_parallel * parallel.least_data
 
 
-def _vocabulary(recipe: Recipe) -> Recipe:
+def with_known_vocabulary(recipe: Recipe) -> Recipe:
     """The recipe with a vocabulary: the model's own, the built corpus's, or what the tokenizer will be trained to."""
     if recipe.model.vocab_size:
         return with_vocabulary(recipe, 0)
@@ -94,6 +95,7 @@ def _summary(recipe: Recipe, parallel: ParallelConfig, world: int, precision: st
 
 def _stages(recipe: Recipe, parallel: ParallelConfig, world: int, precision: str) -> Table:
     columns = ("stage", "blocks", "held", "weights", "gradients", "optimizer", "activations", "total")
+    work = Work.of(recipe, precision)
     table = Table(*(columns), box=None, header_style="bold", pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
@@ -103,7 +105,7 @@ def _stages(recipe: Recipe, parallel: ParallelConfig, world: int, precision: str
             continue
         rank = stage * parallel.tensor * parallel.replicas
         built = build_rank(recipe.model, parallel, world, rank, recipe.train.sequence_length)
-        table.add_row(*_row(stage, built, estimate(built.held, recipe, parallel, precision, stage, built.experts)))
+        table.add_row(*_row(stage, built, memory_of(work, parallel, recipe.train.micro_batch, stage)))
     return table
 
 

@@ -21,17 +21,22 @@ from launcher.report.collect import ReportError, Run, read_run
 if TYPE_CHECKING:
     from launcher.report.page import Plate
 
+SWEEP_FILE = "sweep.db"  # of launcher.sweep.store, which a report of runs does not need
+
 __all__ = ["ReportError", "Run", "read_run", "write_report"]
 
 
-def write_report(directories: Sequence[Path], out: Path | None = None) -> tuple[Path, Path]:
-    """Write the report of one run, or the comparison of several; returns the paths of the page and of the picture.
+def write_report(directories: Sequence[Path], out: Path | None = None) -> tuple[Path, ...]:
+    """Write the report of one run, of one sweep, or the comparison of several runs; returns the paths of the page and of its
+    pictures.
 
     `out` names the page (its suffix may be left out); the picture lies beside it. Without it they are
     `<run>/report.html` for one run and `comparison.html` in the directory that holds the first of several.
     """
     if not directories:
         raise ReportError("no run directory was given; name at least one, as in `triaxis report runs/tiny`")
+    if any((Path(directory) / SWEEP_FILE).is_file() for directory in directories):
+        return _write_sweep([Path(directory) for directory in directories], out)
     runs = _distinct_names([read_run(Path(directory)) for directory in directories])
     html_path = _html_path([run.directory for run in runs], out)
     png_path = html_path.with_suffix(".png")
@@ -45,6 +50,19 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> tuple[
     _write(png_path, picture(runs, LIGHT, "png"))
     _write(html_path, page.encode("utf-8"))
     return html_path, png_path
+
+
+def _write_sweep(directories: list[Path], out: Path | None) -> tuple[Path, ...]:
+    from launcher.report.sweep import sweep_page
+
+    if len(directories) > 1:
+        raise ReportError(f"{len(directories)} directories, among them a sweep's: name one sweep, or runs alone")
+    html_path = _html_path(directories, out)
+    page, pictures = sweep_page(directories[0])
+    for name, png in pictures.items():
+        _write(html_path.with_name(f"{html_path.stem}_{name}.png"), png)
+    _write(html_path, page.encode("utf-8"))
+    return html_path, *(html_path.with_name(f"{html_path.stem}_{name}.png") for name in pictures)
 
 
 def _plates(run: Run, png_path: Path) -> list[Plate]:

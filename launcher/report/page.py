@@ -31,12 +31,16 @@ class Plate:
 def render_page(runs: Sequence[Run], light: bytes, dark: bytes, plates: Sequence[Plate] = ()) -> str:
     """The page of one run, with its further pictures, or of several; `light` and `dark` are its curves as SVG."""
     body = _single(runs[0], light, dark, plates) if len(runs) == 1 else _several(runs, light, dark)
-    title = escape(" · ".join(run.name for run in runs))
+    return page_html(" · ".join(run.name for run in runs), body)
+
+
+def page_html(title: str, body: str) -> str:
+    """A whole page around what it shows."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
     )
 
 
@@ -44,17 +48,17 @@ def _single(run: Run, light: bytes, dark: bytes, plates: Sequence[Plate]) -> str
     return "".join(
         (
             f"<header>\n<h1>{escape(run.name)}</h1>\n<p>{_state(run)}</p>\n</header>\n",
-            _notes(run.notes),
+            notes_html(run.notes),
             _headline(run),
-            _figure(f"Curves of {run.name} against tokens", light, dark),
-            _section("Against the baselines", _baseline_table(run)),
-            *(_section(plate.title, _plate(plate)) for plate in plates),
-            _section("Phases", _phase_table(run)),
-            _section("Samples", _samples(run)),
-            _section("Events", _event_table(run)),
-            _section("Layout", _pre(run.facts.get("mesh"))),
-            _section("Environment", _environment(run)),
-            _section("Recipe", _recipe(run)),
+            figure_html(f"Curves of {run.name} against tokens", light, dark),
+            section_html("Against the baselines", _baseline_table(run)),
+            *(section_html(plate.title, _plate(plate)) for plate in plates),
+            section_html("Phases", _phase_table(run)),
+            section_html("Samples", _samples(run)),
+            section_html("Events", _event_table(run)),
+            section_html("Layout", _pre(run.facts.get("mesh"))),
+            section_html("Environment", _environment(run)),
+            section_html("Recipe", _recipe(run)),
         )
     )
 
@@ -67,11 +71,11 @@ def _several(runs: Sequence[Run], light: bytes, dark: bytes) -> str:
     return "".join(
         (
             f"<header>\n<h1>{len(runs)} runs side by side</h1>\n<p>{names}</p>\n</header>\n",
-            _notes(notes),
-            _figure(f"Curves of {', '.join(run.name for run in runs)} against tokens", light, dark),
-            _section("Results", _results_table(runs)),
-            _section("Where the recipes differ", _difference_table(runs)),
-            "".join(_section(f"Samples of {run.name}", _samples(run, most=1)) for run in runs),
+            notes_html(notes),
+            figure_html(f"Curves of {', '.join(run.name for run in runs)} against tokens", light, dark),
+            section_html("Results", _results_table(runs)),
+            section_html("Where the recipes differ", _difference_table(runs)),
+            "".join(section_html(f"Samples of {run.name}", _samples(run, most=1)) for run in runs),
         )
     )
 
@@ -96,6 +100,11 @@ def _headline(run: Run) -> str:
         ("time", duration(run.seconds), ""),
         ("speed", count(_speed(run.steps)), "tokens/s"),
     ]
+    return tiles_html(tiles)
+
+
+def tiles_html(tiles: Iterable[tuple[str, str, str]]) -> str:
+    """(name, value, unit) side by side; what has no value is left out."""
     cells = (
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}{f' <small>{unit}</small>' if unit else ''}</dd></div>"
         for name, value, unit in tiles
@@ -104,8 +113,9 @@ def _headline(run: Run) -> str:
     return '<dl class="headline">\n' + "\n".join(cells) + "\n</dl>\n"
 
 
-def _figure(description: str, light: bytes, dark: bytes) -> str:
-    light_uri, dark_uri = (f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}" for svg in (light, dark))
+def figure_html(description: str, light: bytes, dark: bytes, form: str = "svg+xml") -> str:
+    """A picture in the page itself, for light and dark systems."""
+    light_uri, dark_uri = (f"data:image/{form};base64,{base64.b64encode(file).decode()}" for file in (light, dark))
     return (
         f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark_uri}">'
         f'<img src="{light_uri}" alt="{escape(description)}"></picture></figure>\n'
@@ -114,7 +124,7 @@ def _figure(description: str, light: bytes, dark: bytes) -> str:
 
 def _plate(plate: Plate) -> str:
     if plate.dark is not None:
-        return _figure(plate.description, plate.light, plate.dark)
+        return figure_html(plate.description, plate.light, plate.dark)
     uri, told = f"data:image/png;base64,{base64.b64encode(plate.light).decode()}", escape(plate.description)
     return f'<figure><picture><img src="{uri}" alt="{told}"></picture></figure>\n<p>{told}</p>\n'
 
@@ -127,7 +137,7 @@ def _baseline_table(run: Run) -> str:
         for name, value in run.baselines.items()
     ]
     rows.append([run.name, f"{run.validation_loss:.3f}", "", ""])
-    return _table(["", "nats/token", "the run against it", ""], rows)
+    return table_html(["", "nats/token", "the run against it", ""], rows)
 
 
 def _phase_table(run: Run) -> str:
@@ -141,7 +151,7 @@ def _phase_table(run: Run) -> str:
         )
         rows[-1] += _phase_cells(phase)
         before = tokens
-    return _table(head, rows)
+    return table_html(head, rows)
 
 
 def _phase_cells(phase: PhaseSpan) -> list[str]:
@@ -160,7 +170,7 @@ def _event_table(run: Run) -> str:
     events = run.events[-_MOST_EVENTS:]
     rows = [[f"{e.get('step', 0):,}", str(e.get("event", "")), str(e.get("text", ""))] for e in events]
     more = f"<p>The last {_MOST_EVENTS} of {len(run.events):,}.</p>\n" if len(run.events) > _MOST_EVENTS else ""
-    table = _table(["step", "event", ""], rows, text_columns=(1, 2))
+    table = table_html(["step", "event", ""], rows, text_columns=(1, 2))
     unfolded = " open" if len(rows) <= 15 else ""
     return f"<details{unfolded}><summary>{len(rows)} events</summary>\n{more}{table}</details>\n" if rows else ""
 
@@ -187,7 +197,7 @@ def _environment(run: Run) -> str:
             rows.append([key, _plain(value)])
     world = run.at_start("world_size")
     rows += [["processes", str(world)]] if world else []
-    return _table(["", ""], rows, text_columns=(1,))
+    return table_html(["", ""], rows, text_columns=(1,))
 
 
 def _recipe(run: Run) -> str:
@@ -211,7 +221,7 @@ def _results_table(runs: Sequence[Run]) -> str:
             count(_speed(run.steps)),
         ])  # fmt: skip
     head = ["run", "", "validation loss", "bits/byte", "tokens", "steps", "parameters", "time", "tokens/s"]
-    return _table(head, rows, text_columns=(1,))
+    return table_html(head, rows, text_columns=(1,))
 
 
 def _difference_table(runs: Sequence[Run]) -> str:
@@ -220,10 +230,10 @@ def _difference_table(runs: Sequence[Run]) -> str:
         return ""
     if not rows:
         return "<p>The recipes are the same, but for the name of the run.</p>\n"
-    return _table(["", *(run.name for run in runs)], [[key, *values] for key, values in rows.items()])
+    return table_html(["", *(run.name for run in runs)], [[key, *values] for key, values in rows.items()])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
+def table_html(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
     """The first column names the row; the others are numbers, at the right, but for the `text_columns`."""
     if not rows:
         return ""
@@ -239,11 +249,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Seq
     return f'<div class="wide"><table>\n{header}<tbody>\n' + "\n".join(lines) + "\n</tbody>\n</table></div>\n"
 
 
-def _section(title: str, content: str) -> str:
+def section_html(title: str, content: str) -> str:
+    """A part of the page under its heading; nothing where it has no content."""
     return f"<section>\n<h2>{escape(title)}</h2>\n{content}</section>\n" if content else ""
 
 
-def _notes(notes: Iterable[str]) -> str:
+def notes_html(notes: Iterable[str]) -> str:
+    """What a reader must know before all else, a paragraph each."""
     return "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes)
 
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
-class SweepError(ValueError):
-    """A sweep that cannot be: the message names the option, the value, the limit and the cure."""
+from launcher.sweep.search import SearchConfig
+from launcher.sweep.search import SweepError as SweepError
 
 
 @dataclass(frozen=True)
@@ -28,15 +27,22 @@ class SweepConfig:
     workers: int = 1
     """Runs at a time on this machine."""
     metric: str = "validation_loss"
-    """The figure that is compared: validation_loss, bits_per_byte, tokens, parameters, seconds (of training steps)."""
+    """The figure that is compared: validation_loss, bits_per_byte, tokens, parameters, and of its steps seconds and flops."""
     compare: str = ""
     """Axis whose labels are laid beside one another; empty takes the last that is not `repeat`."""
     baseline: str = ""
     """Label of that axis from which gaps are counted; empty for none."""
     repeat: str = "seed"
     """Axis whose runs repeat one another, where there is one of this name: means are over it, and spreads."""
+    law: str = ""
+    """Law of `triaxis fit` that the sweep is run for: its report fits it and draws its picture; empty for none."""
     published: dict = field(default_factory=dict)
     """Gaps that others found, by label of the compared axis: {mxfp6: {GPT-20M: 0.03}}."""
+    flops: float = 0.0
+    """Most floating-point operations, forward and backward, of all runs together: more are refused before the first begins, and
+    a search ends before the trial that would exceed them; 0 for no limit."""
+    search: SearchConfig = SearchConfig()
+    """How runs are found where they are not every combination of the axes."""
     keep_checkpoints: bool = True
     """Keep the checkpoints of finished runs; false leaves their curves, figures and reports."""
 
@@ -46,6 +52,12 @@ class SweepConfig:
             raise SweepError(f"sweep.name={self.name!r}: must be a plain name; set sweep.dir for the directory")
         if self.workers < 1:
             raise SweepError(f"sweep.workers={self.workers}: must be at least 1")
+        if self.flops < 0:
+            raise SweepError(f"sweep.flops={self.flops:g}: must be at least 0")
+        if self.axes and self.search.space:
+            raise SweepError(
+                "sweep.axes and sweep.search.space: a search draws its trials from the space alone; leave one out"
+            )
         if self.metric not in METRICS:
             raise SweepError(f"sweep.metric={self.metric}: choose one of {', '.join(METRICS)}")
         labels = {name: list(overrides_of(name, axis)) for name, axis in self.axes.items()}
@@ -76,6 +88,8 @@ class SweepConfig:
     @property
     def compared(self) -> str:
         """The axis whose labels are compared."""
+        if not self.axes:
+            return "trial"
         others = [name for name in self.axes if name != self.repeat]
         return self.compare or str((others or list(self.axes))[-1])
 
@@ -89,7 +103,7 @@ class SweepConfig:
         return [label for label in known if label in wanted]
 
 
-METRICS = ("validation_loss", "bits_per_byte", "tokens", "parameters", "seconds")
+METRICS = ("validation_loss", "bits_per_byte", "tokens", "parameters", "seconds", "flops")
 """Figures that a table may be of."""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.corpus import Corpus
-from launcher.check import check_corpus, check_recipe, check_streams, flatten, with_epochs
+from launcher.check import check_corpus, check_recipe, check_streams, flatten, with_budget
 from launcher.compose import build_recipe, compose_tree, groups, phases_of
 from launcher.config import Recipe
 from launcher.machine import choose_device
@@ -28,8 +28,9 @@ ELSEWHERE = (
     "model.name",
     "cluster.threads",
     "cluster.layout",
+    *("train.flops", "train.tokens_per_parameter", "train.batch_law", "optimizer.rate_law"),
 )
-"""Options that change none of a run's figures."""
+"""Options that change none of a run's figures, or none that the options which they decide do not tell."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,16 @@ def fingerprint(configuration: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def modern(old: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as it would be told today: an option that is younger than it was at its default."""
+    plain = identity(to_plain(Recipe()))
+    return {**plain, **{key: value for key, value in old.items() if not key.startswith(ELSEWHERE)}}
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`option: old -> new` of all that differs; an option younger than the old configuration was at its default there."""
     plain = identity(to_plain(Recipe()))
+    old = {key: value for key, value in old.items() if not key.startswith(ELSEWHERE)}
     old = {key: value for key, value in plain.items() if key in new} | old
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
@@ -95,10 +103,10 @@ def sweep_of(overrides: Sequence[str], config_dir: str | None = None) -> tuple[S
             raise SweepError(f"{text}: the runs of a sweep lie in its own directory; leave it out, or set sweep.dir")
     recipe = build_recipe(compose_tree(overrides, config_dir))
     sweep = recipe.sweep
-    if not sweep.axes:
+    if not sweep.axes and not sweep.search.space:
         raise SweepError(
             "sweep.axes: this recipe has none; choose one that has (experiment=mx_parity), or give axes, such as "
-            "sweep.axes.seed=[1,2]"
+            "sweep.axes.seed=[1,2], or a space to search"
         )
     return replace(sweep, name=sweep.name or recipe.run.name), [
         text for text in overrides if not text.lstrip("+~").startswith("sweep.")
@@ -201,6 +209,6 @@ def _composed(point: Point, config_dir: str | None) -> Recipe:
 
 def _checked(recipe: Recipe) -> Recipe:
     device = choose_device(recipe.cluster)
-    recipe, world = world_of(with_epochs(check_corpus(recipe)), device)
+    recipe, world = world_of(with_budget(check_corpus(recipe)), device)
     check_recipe(recipe, world, device)
     return replace(recipe, cluster=replace(recipe.cluster, device=device))  # `auto` may be another on another machine

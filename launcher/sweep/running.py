@@ -9,17 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.callbacks.metrics import FILE_NAME, parse_line
+from launcher.compose import load_recipe
+from launcher.exits import AGAIN
 from launcher.submit import ONE_OF_MANY
 from launcher.sweep.child import CORES
 from launcher.sweep.config import SweepConfig
 from launcher.sweep.store import Row, Store, new_owner
-from launcher.workers import INTERRUPTED
+from models.flops import flops_per_token
 
 LOG = "sweep.log"  # what a run printed, in its directory
 BEAT_SECONDS = 5.0
@@ -63,8 +65,9 @@ class Runner:
         self.owner = new_owner()
         self._children: list[_Child] = []
 
-    def run(self, among: Collection[str], stop: Stop) -> None:
-        """Run all of these configurations that wait; asked to stop, let those in progress save and return."""
+    def run(self, among: set[str], stop: Stop, propose: Callable[[], str | None] = lambda: None) -> None:
+        """Run all of these configurations that wait, and where none does what is proposed, which joins them; asked to stop, let
+        those in progress save and return."""
         asked = 0.0
         try:
             while True:
@@ -73,9 +76,12 @@ class Runner:
                     self._signal(signal.SIGTERM)
                 while not asked and len(self._children) < self.sweep.workers:
                     row = self.store.claim(among, self.owner)
-                    if row is None:
+                    if row is not None:
+                        self._start(row)
+                    elif (new := propose()) is None:
                         break
-                    self._start(row)
+                    else:
+                        among.add(new)
                 if not self._children:
                     return
                 if asked and time.monotonic() - asked > GRACE_SECONDS:
@@ -136,7 +142,7 @@ class Runner:
         if code == 0:
             state, figures, error = _finished(child.directory)
             told = error or f"{self.sweep.metric} {figures[self.sweep.metric]:,.6g}, {figures['seconds']:,.0f} s"
-        elif stopping and code in (INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL):
+        elif stopping:  # whatever the code: one that fails by itself fails again
             state, told = "waiting", "stopped; goes on from its newest checkpoint"
         else:
             state, error = "failed", last_error(child.directory / LOG, code)
@@ -160,20 +166,29 @@ def _finished(directory: Path) -> tuple[str, dict[str, Any], str]:
 
 
 def figures_of(directory: Path) -> dict[str, Any]:
-    """What a finished run came to. seconds: of its training steps alone."""
+    """What a finished run came to. seconds, flops: of its own training steps alone, not of a run that it began from."""
     summary = json.loads((directory / "summary.json").read_text())
-    seconds = 0.0
+    seconds, trained = 0.0, 0
     with (directory / FILE_NAME).open() as lines:
         for line in lines:
             record = parse_line(line) or {}
-            seconds += record.get("step_seconds") or 0.0 if record.get("kind") == "step" else 0.0
+            if record.get("kind") == "step":
+                seconds += record.get("step_seconds") or 0.0
+                trained += record["batch_tokens"]
     names = ("validation_loss", "bits_per_byte", "tokens", "parameters", "skipped_steps")
-    return {**{name: summary[name] for name in names}, "seconds": seconds}
+    flops = trained * flops_per_token_of(directory)
+    return {**{name: summary[name] for name in names}, "seconds": seconds, "flops": flops}
+
+
+def flops_per_token_of(directory: Path) -> float:
+    """What a token costs in a run, forward and backward."""
+    recipe = load_recipe(directory / "config.yaml")
+    return flops_per_token(recipe.model, recipe.train.sequence_length)
 
 
 def last_error(log: Path, code: int) -> str:
     """The error that a run ended with, one line: the last that the command told its user, else the last that was printed."""
-    if code == INTERRUPTED:
+    if code == AGAIN:
         return "was stopped from outside; --retry goes on from its newest checkpoint"
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}; --retry goes on from its newest checkpoint"

@@ -24,10 +24,10 @@ _LOOK_SECONDS = 1.0  # between readings of what runs have come to
 class Screen:
     """Tells of a sweep while it runs: a line where a run begins and ends, on a terminal a bar as well."""
 
-    def __init__(self, console: Console, store: Store, among: Collection[str]) -> None:
+    def __init__(self, console: Console, store: Store, among: Collection[str], total: int = 0) -> None:
         self.console, self._looked = console, 0.0
         states = {row.fingerprint: row.state for row in store.rows() if row.fingerprint in among}
-        self.total, self.ended_before = len(states), sum(state == "done" for state in states.values())
+        self.total, self.ended_before = total or len(states), sum(state == "done" for state in states.values())
         self.count = self.ended_before
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.sweep.config import SweepError
-from launcher.sweep.points import Planned, differences, fingerprint
+from launcher.sweep.points import Planned, Point, differences, fingerprint
 
 FILE_NAME = "sweep.db"
 STALE_SECONDS = 120.0  # without a beat, after which an owner on another machine counts as dead
@@ -139,6 +139,18 @@ class Store:
         base.execute("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", (labels, planned.point.position, name))
         return name
 
+    def refuse(self, point: Point, error: str) -> None:
+        """Enter a point that no recipe can be, as failed."""
+        name = fingerprint({"refused": list(point.overrides)})
+        with self._writing() as base:
+            base.execute(
+                "INSERT OR IGNORE INTO runs (fingerprint, configuration, overrides, directory, state, error) "
+                "VALUES (?, '{}', ?, ?, 'failed', ?)",
+                (name, json.dumps(point.overrides), f"runs/{name}", error),
+            )
+            place = (json.dumps(point.labels), point.position, name)
+            base.execute("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", place)
+
     @staticmethod
     def _keep(base: sqlite3.Connection, planned: Planned, run: str) -> str:
         """A known point: axes may have grown since, and what changes no figure may be another."""
@@ -189,6 +201,15 @@ class Store:
                 "UPDATE runs SET state = ?, owner = '', error = ?, figures = ? WHERE fingerprint = ? AND owner = ?",
                 (state, error, json.dumps(figures or {}), run, owner),
             )
+
+    def adopt(self, run: str, directory: str, figures: dict[str, Any]) -> bool:
+        """A run that waits is done by what another sweep has of it. directory: where that lies, from this sweep's."""
+        with self._writing() as base:
+            done = base.execute(
+                "UPDATE runs SET state = 'done', directory = ?, figures = ? WHERE fingerprint = ? AND state = 'waiting'",
+                (directory, json.dumps(figures), run),
+            )
+            return done.rowcount > 0
 
     def retry(self, among: Collection[str]) -> int:
         """Failed runs wait again; returns how many."""

@@ -28,7 +28,7 @@ class _Up(nn.Module):
         cut = {"degree": layers.degree, "rank": layers.rank}
         count = self.held * sum(rows) // layers.degree
         self.weight = nn.Parameter(torch.empty(count, config.hidden_size, dtype=layers.dtype))
-        declare_experts(self.weight, rows=rows, columns=config.hidden_size, std=config.init_std, **place, **cut)
+        declare_experts(self.weight, rows=rows, columns=config.hidden_size, std=config.matrix_std, **place, **cut)
         self.bias: nn.Parameter | None = None
         if config.bias:
             self.bias = nn.Parameter(torch.empty(count, dtype=layers.dtype))

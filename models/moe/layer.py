@@ -25,7 +25,7 @@ class MixtureOfExperts(nn.Module):
         self._layers = layers
         # no block of what is quantised along tokens may hold those of two experts
         self._multiple = layers.products.step("weight_gradient")
-        self.router = Router(config.moe, layers, config.hidden_size, layer, std=config.init_std)
+        self.router = Router(config.moe, layers, config.hidden_size, layer, std=config.output_std)
         self.experts = Experts(config, layers.within("experts"))
         shared = config.moe.shared_experts * config.expert_width
         self.shared = FeedForward(config, layers.within("shared"), shared) if shared else None
@@ -71,7 +71,7 @@ class _Gate(nn.Module):
         super().__init__()
         self._layers = layers
         weight = nn.Parameter(torch.empty(1, config.hidden_size, dtype=layers.dtype))
-        self.weight = layers.replicated(weight, std=config.init_std)
+        self.weight = layers.replicated(weight, std=config.output_std)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self._layers.use(self.weight)).sigmoid()

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layers import Layers, offsets_of, replicated_product
+from models.dropout import offsets_of
+from models.layers import Layers, replicated_product
 from models.moe.config import MoEConfig
 from models.moe.routing import tally
 from models.moe.telemetry import BUCKETS

@@ -18,6 +18,10 @@ class ForeignVersion(CheckpointError):
     """A whole checkpoint in a format that this Triaxis does not read; falling back past it would lose progress."""
 
 
+class NotSaved(CheckpointError):
+    """State could not be written: a full disk, a quota, a file system that was away. Later it may go through."""
+
+
 def describe_os_error(error: OSError, path: Path) -> str:
     """Say an operating-system error in the user's terms, with the cure where one is known."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

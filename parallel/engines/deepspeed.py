@@ -59,6 +59,7 @@ from parallel.engines.base import (
     squared_norm,
 )
 from parallel.engines.deepspeed_experts import mark_experts, split_groups
+from parallel.engines.deepspeed_groups import same_groups
 from parallel.engines.deepspeed_state import ensure_moments, held_ranges, refresh_model
 from parallel.engines.formats import finish_formats
 from parallel.engines.loss import WeightedLoss
@@ -91,6 +92,8 @@ class DeepSpeedEngine:
             for _, parameter in self.parameters:
                 parameter.tensor_model_parallel = not declaration(parameter).whole_on_each  # type: ignore[attr-defined]
             self.optimizer = spec.optimizer(self._owned_once())
+            if self.pipelined:
+                same_groups(self.optimizer, self.module, mesh, self.dtype)
             if mesh.config.expert > 1:
                 mark_experts(self.module, mesh)
                 split_groups(self.optimizer)

@@ -185,7 +185,7 @@ def test_help_names_every_command(call: Call) -> None:
     for arguments in ([], ["--help"], ["help"]):
         assert all(f"  {name}" in call(*arguments) for name in COMMANDS)
     shown = call("train", "--help")
-    assert "optimizer.learning_rate=0.001" in shown and "Peak learning rate." in shown and "--multirun" in shown
+    assert "optimizer.learning_rate=0.001" in shown and "Peak learning rate" in shown and "--multirun" in shown
 
 
 def test_completion_serves_bash(call: Call) -> None:

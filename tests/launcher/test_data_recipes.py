@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.check import check_corpus, check_layout, check_streams, with_epochs
+from launcher.check import check_corpus, check_layout, check_streams, with_budget
 from launcher.compose import build_recipe, compose_tree, groups
 from launcher.config import Recipe
 from tests.launcher.running import BATCH, Triaxis, curve, minute
@@ -92,7 +92,7 @@ def shrunk(name: str, corpus: Path) -> dict[str, Any]:
 
 
 def checked(recipe: Recipe, world: int) -> Recipe:
-    recipe = with_epochs(check_corpus(recipe))
+    recipe = with_budget(check_corpus(recipe))
     check_layout(recipe, world)
     check_streams(recipe)
     return recipe

@@ -20,6 +20,7 @@ from data.config import CorpusConfig, TokenizerConfig
 from launcher.cli import main
 from tests.launcher.running import (
     BATCH,
+    ROOT,
     Triaxis,
     committed,
     curve,
@@ -122,6 +123,8 @@ def test_a_vocabulary_too_small_for_the_shards(refuse: Callable[..., str], corpu
         (["train.tokens=many"], ["train.tokens='many'", "whole number"]),
         (["model.hiden_size=3"], ["model.hiden_size", "did you mean model.hidden_size"]),
         (["--multrun"], ["--multrun"]),
+        (["life.hang_seconds=700"], ["life.hang_seconds=700", "parallel.timeout_seconds=600"]),
+        (["life.fruitless=5"], ["life.fruitless=5", "no effect without life.restarts"]),
         (["cluster.device=cuda"], ["cluster.device=cuda", "no GPU"]),
     ],
     ids=lambda value: " ".join(value),
@@ -229,7 +232,8 @@ def fault(directory: Path, rank: int, code: str) -> dict[str, str]:
             import importlib.abc, importlib.machinery, os, sys
             class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 def find_spec(self, name, path, target=None):
-                    if name != "launcher.loop" or os.environ.get("RANK") != os.environ["FAULT_RANK"]:
+                    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
+                    if name != "launcher.loop" or rank != os.environ["FAULT_RANK"]:
                         return None
                     sys.meta_path.remove(self)
                     spec = importlib.machinery.PathFinder.find_spec(name, path)
@@ -243,7 +247,8 @@ def fault(directory: Path, rank: int, code: str) -> dict[str, str]:
             """
         )
     )
-    return {"PYTHONPATH": str(directory), "FAULT_RANK": str(rank), "FAULT_CODE": textwrap.dedent(code)}
+    path = os.pathsep.join((str(directory), str(ROOT)))
+    return {"PYTHONPATH": path, "FAULT_RANK": str(rank), "FAULT_CODE": textwrap.dedent(code)}
 
 
 AT_STEP_3 = """

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.compose import build_recipe, compose_tree
-from launcher.plan.memory import FUSED_LOGITS, estimate
+from launcher.plan.held import FUSED_LOGITS
+from launcher.plan.memory import Work, memory_of
 from models.errors import ModelError
 from models.kernels.linear_cross_entropy.chunks import LOGITS_BYTES
 from tests.launcher.running import Triaxis, curve, minute, validations
@@ -52,10 +53,11 @@ def test_the_plan_knows_what_a_chunk_of_logits_takes() -> None:
         for fused in (False, True)
     )
     config = replace(plain.parallel, data=1)
-    needed, less = (estimate(10**9, recipe, config, "bf16").activations for recipe in (plain, fused))
-    head = 4 * plain.model.padded_vocab * plain.model.hidden_size
-    logits = 8 * 256 * plain.model.padded_vocab * 8
-    assert needed - less == logits - FUSED_LOGITS - head
+    needed, less = (memory_of(Work.of(recipe, "bf16"), config, 8) for recipe in (plain, fused))
+    rows, vocabulary, hidden = 8 * plain.train.sequence_length, plain.model.padded_vocab, plain.model.hidden_size
+    assert needed.logits - less.logits == 2 * rows * vocabulary - 4 * vocabulary * hidden - 2 * rows * hidden
+    assert less.working - needed.working == FUSED_LOGITS
+    assert needed.activations == less.activations
     assert FUSED_LOGITS == LOGITS_BYTES
 
 

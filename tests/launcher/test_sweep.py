@@ -15,6 +15,7 @@ import pytest
 from launcher.check import check_layout, check_recipe, with_vocabulary
 from launcher.cli import main
 from launcher.compose import build_recipe, compose_tree
+from launcher.sweep.adopt import adopt
 from launcher.sweep.config import SweepConfig, SweepError
 from launcher.sweep.picture import picture
 from launcher.sweep.points import Planned, Point, differences, points_of, sweep_of
@@ -207,6 +208,35 @@ def test_what_ran_is_not_redefined(store: Store, four: list[Planned]) -> None:
         store.add([four[0]])
     moved = replace(other, recipe=replace(other.recipe, run=replace(other.recipe.run, name="elsewhere")))
     assert store.add([moved]) == [row.fingerprint], "where a run lies changes no figure"
+
+
+def test_what_a_sibling_has_done_is_taken_over(store: Store, four: list[Planned]) -> None:
+    other, owner = Store(store.directory.parent / "other", create=True), new_owner()
+    first, second, *_ = other.add(four)
+    for name, state in ((first, "done"), (second, "failed")):
+        row = other.claim({name}, owner)
+        assert row is not None
+        (other.directory / row.directory).mkdir(parents=True)
+        (other.directory / row.directory / "summary.json").write_text("{}")
+        other.leave(name, owner, state, figures={"validation_loss": 2.5})
+    with other._writing() as base:  # by a version that knew fewer options
+        known = json.loads(base.execute("SELECT configuration FROM runs WHERE fingerprint = ?", (first,)).fetchone()[0])
+        assert known.pop("model.qk_norm_whole") is False
+        base.execute("UPDATE runs SET configuration = ? WHERE fingerprint = ?", (json.dumps(known), first))
+    (store.directory.parent / "torn").mkdir()
+    (store.directory.parent / "torn" / "sweep.db").write_text("no table")
+    names = [row.fingerprint for row in store.rows()]
+    assert adopt(store, names[1:]) == {} and adopt(store, names) == {"other": 1} and adopt(store, names) == {}
+    row = store.rows()[0]
+    assert (row.state, row.figures, row.directory) == ("done", {"validation_loss": 2.5}, "../other/runs/a_1")
+    assert [row.state for row in store.rows()[1:]] == ["waiting"] * 3 and other.rows()[0].directory == "runs/a_1"
+
+
+def test_a_budget_is_the_tokens_that_it_comes_to(four: list[Planned]) -> None:
+    recipe = four[0].recipe
+    named = replace(four[0], recipe=replace(recipe, train=replace(recipe.train, flops=1e12)))
+    assert named.configuration == four[0].configuration
+    assert differences({**four[0].configuration, "train.flops": 1.0}, four[0].configuration) == []
 
 
 def test_axes_stay_and_labels_grow(store: Store) -> None:

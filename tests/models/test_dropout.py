@@ -13,8 +13,9 @@ from torch import Tensor
 from models.attention import Attention
 from models.config import ModelConfig
 from models.core import Spans
+from models.dropout import Dropout
 from models.feedforward import FeedForward
-from models.layers import Dropout, PlainLayers
+from models.layers import PlainLayers
 from models.linear import cross_entropy
 from models.random import Clock
 from tests.models.helpers import (

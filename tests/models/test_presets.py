@@ -49,6 +49,7 @@ EXACT = {
 MIXTURES = {
     "deepseekmoe_16b": (16_375_728_128, 0.0),
     "deepseekmoe_145b": (144.6e9, 0.0005),
+    "deepseek_v3": (671e9, 0.0005),  # its attention is stood in for, see the recipe
     "deepseekmoe_2b": (2.0e9, 0.02),
     "gshard_2b": (2.0e9, 0.02),
     "switch_2b": (2.0e9, 0.02),
@@ -62,6 +63,7 @@ ACTIVE = {
     "qwen2_57b_a14b": 14,
     "deepseekmoe_16b": 2.8,
     "deepseekmoe_145b": 22.2,
+    "deepseek_v3": 37.6,
     "deepseekmoe_2b": 0.3,
     "gshard_2b": 0.3,
     "switch_2b": 0.2,

@@ -16,6 +16,7 @@ from models.config import ModelConfig
 from models.loss import LossConfig
 from models.moe.config import MoEConfig
 from models.objectives.config import MaskedConfig, MiddleConfig, ObjectiveConfig, ReweightConfig, SpanConfig
+from models.parametrization import ParametrizationConfig
 from parallel.config import ParallelConfig, PrecisionConfig
 
 SEQUENCES, LENGTH, VOCABULARY = 8, 16, 61
@@ -192,6 +193,27 @@ DIALECTS: dict[str, ModelConfig] = {
 }
 
 
+# Models whose groups of parameters have learning rates and epsilons of their own, with every multiplier at work. Not among the
+# others: sgd has no rule for depth.
+PARAMETRIZED: dict[str, ModelConfig] = {
+    # four times as wide, twice as deep as its base: tied, grouped-query, biases
+    "completep": replace(
+        DIALECTS["gpt"],
+        kv_heads=2,
+        parametrization=ParametrizationConfig(
+            "completep", 8, 4, 2, depth_exponent=0.75, embedding_multiplier=1.5, output_multiplier=3.0
+        ),
+    ),
+    # twice as wide: untied, routers, shared experts behind a gate, the first layer dense
+    "mup": replace(
+        DIALECTS["experts"],
+        tied_embeddings=False,
+        moe=replace(DIALECTS["experts"].moe, first_dense=1),
+        parametrization=ParametrizationConfig("mup", 16, 4, output_multiplier=2.0),
+    ),
+}
+
+
 ORDINARY = 45  # of the 61 ids; the others are special tokens
 SPECIAL = {
     **dict(zip(("<|mask|>", "<|sep|>", "<|end_of_span|>"), range(45, 48), strict=True)),
@@ -243,6 +265,8 @@ class Case:
     @property
     def model(self) -> ModelConfig:
         """The dialect's model."""
+        if self.dialect in PARAMETRIZED:
+            return PARAMETRIZED[self.dialect]
         if self.objective:
             return replace(DIALECTS[self.dialect], **OBJECTIVES[self.objective][1])
         if not self.wide:

@@ -89,7 +89,7 @@ def spec_of(case: Case, mesh: Mesh) -> EngineSpec:
         model=case.model,
         parallel=config,
         precision=case.precision,
-        optimizer=optimizer_factory(case.optimizer, case.kernels, case.seed),
+        optimizer=optimizer_factory(case.optimizer, case.kernels, case.seed, case.model),
         kernels=case.kernels,
         master=case.optimizer.master,
         clip_norm=case.optimizer.clip_norm,

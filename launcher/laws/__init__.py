@@ -1,0 +1,1 @@
+"""Scaling laws: fits of measured losses, and recipes for a budget."""
