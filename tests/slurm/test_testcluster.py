@@ -15,6 +15,7 @@ import pytest
 
 from launcher.attempts import Attempt, read_attempts
 from launcher.exits import AGAIN, DONE, FAILED
+from launcher.jobs.attempt import TOLD
 from launcher.jobs.folder import folders
 from launcher.jobs.scheduler import ENDED
 from tests.launcher.running import Together, Triaxis, curve, last_step, minute
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 STEPS, EVERY = 150, 10  # steps of a run, and between checkpoints
 STEP = 512  # tokens; a step takes some 50 ms, so that a run can be stopped on its way
+FEW = 8  # steps of a run that is stopped by its time limit
 PATIENCE = 900.0  # seconds for one run, on a machine that is busy
 
 
@@ -90,10 +92,30 @@ def undisturbed(triaxis: Triaxis, corpus: Path) -> Path:
     return ended(triaxis, submitted(triaxis, *recipe(corpus, "n2", "n3")))
 
 
+def hold(triaxis: Triaxis, run: Path, step: int, true: Callable[[], object]) -> None:
+    """Let the ranks stand still from a step on until something has come about, so that no machine is too fast for it."""
+    end = time.monotonic() + PATIENCE
+    while last_step(run) < step and not true() and time.monotonic() < end:
+        time.sleep(0.005)
+    lines = triaxis.processes().items()
+    ranks = [pid for pid, line in lines if "launcher.train" in line and "srun" not in line.split()[0]]
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        until(true, "what the ranks wait for", triaxis)
+    finally:
+        for pid in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 def time_limit(triaxis: Triaxis, corpus: Path, **options: object) -> Path:
-    """SLURM signals 110 s before the limit of two minutes, at the start of each job then: each makes one step and saves."""
-    limits = {"job__time": "2", "job__signal_seconds": 110, "job__restarts": 6, "train__max_steps": 2}
-    return ended(triaxis, submitted(triaxis, *recipe(corpus, "n2", "n3", **limits, **options)))
+    """Ranks are to save from 10 s after a job's start on, 110 s before its limit of two minutes: the first job is held at
+    its first steps until they are told; a later one makes one step where it starts too slowly to make all that are left."""
+    limits = {"job__time": "2", "job__signal_seconds": 110, "job__restarts": FEW + 2, "train__max_steps": FEW}
+    run = submitted(triaxis, *recipe(corpus, "n2", "n3", **limits, **options))
+    hold(triaxis, run, 1, (folders(run)[-1].path / TOLD).exists)
+    return ended(triaxis, run)
 
 
 def preempted(triaxis: Triaxis, corpus: Path, partition: str, *nodes: str) -> Path:
@@ -140,7 +162,7 @@ def cancelled(triaxis: Triaxis, corpus: Path) -> Path:
 @pytest.fixture(scope="module")
 def runs(slurm: Path, corpus: Path, together: Together) -> Together:
     """Every run of this module, two at a time; the longest first."""
-    chain = {"job__chain": 5}
+    chain = {"job__chain": FEW + 2}
     together.add("node failure", lambda triaxis: node_failure(triaxis, corpus, slurm))
     together.add("grace", lambda triaxis: preempted(triaxis, corpus, "graced", "n4", "n5"))
     together.add("no grace", lambda triaxis: preempted(triaxis, corpus, "main", "n6", "n7"))
@@ -176,7 +198,7 @@ def test_at_the_time_limit_it_saves_and_queues_itself_again(runs: Together) -> N
     assert len(attempts) >= 2 and attempts[-1] == (DONE, "finished")
     assert all(code == AGAIN and "time limit" in reason for code, reason in attempts[:-1]), attempts
     assert len({attempt.job for attempt in read_attempts(run)}) == 1, "it is one job, requeued"
-    assert_same(run, runs["undisturbed"], 2)
+    assert_same(run, runs["undisturbed"], FEW)
 
 
 @pytest.mark.parametrize("name", ["chain", "array"])
@@ -184,7 +206,7 @@ def test_a_chain_goes_on_where_the_job_before_stopped(runs: Together, name: str)
     run = runs[name]
     attempts = read_attempts(run)
     assert attempts[-1].code == DONE and len({attempt.job for attempt in attempts}) == len(attempts) >= 2, told(run)
-    assert_same(run, runs["undisturbed"], 2)
+    assert_same(run, runs["undisturbed"], FEW)
     states = tool("squeue", "-h", "-r", "-t", "all", "-o", "%T", "-j", ",".join(folders(run)[-1].links)).split()
     # squeue folds what is left of an array into one line
     assert states.count("COMPLETED") == 1 and "CANCELLED" in states, "the rest of the chain is taken out of the queue"
