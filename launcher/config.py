@@ -297,6 +297,8 @@ class TrackerConfig:
     """routing.jsonl, of models with experts: one line every this many steps."""
     formats_every_steps: int = 0
     """formats.jsonl, of models in block formats: what becomes of operands, counted every this many steps; 0 for never."""
+    report: bool = True
+    """Write report.html and report.png when ranks have ended; `triaxis report` writes them at any time."""
 
     def __post_init__(self) -> None:
         """Refuse unknown modes."""

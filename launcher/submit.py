@@ -261,6 +261,16 @@ def report_corpus(manifest: Manifest) -> int:
 
 def _afterwards(recipe: Recipe, directory: Path, code: int) -> int:
     """After the ranks: the report, and a verdict."""
+    if recipe.tracker.report:
+        _report(directory)
+    if code == AGAIN:
+        console.print("interrupted; state is saved, the same command goes on from here")
+        return code
+    _verdict(directory)
+    return code
+
+
+def _report(directory: Path) -> None:
     from launcher.report import ReportError, write_report
 
     try:
@@ -268,11 +278,6 @@ def _afterwards(recipe: Recipe, directory: Path, code: int) -> int:
         console.print(f"report  {html}  {picture}")
     except ReportError as error:
         console.print(f"report  none: {error}", markup=False)
-    if code == AGAIN:
-        console.print("interrupted; state is saved, the same command goes on from here")
-        return code
-    _verdict(directory)
-    return code
 
 
 def _verdict(directory: Path) -> None:

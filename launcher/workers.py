@@ -1,7 +1,8 @@
 """Starting ranks and watching over them: the first failure ends all within seconds, and its error is the one shown.
 
 Each rank is `python -m launcher.train` with torchrun's environment variables and TRIAXIS_RECIPE, the frozen recipe it
-reads. Rank 0 keeps the terminal; everything else a rank prints goes to `<run>/logs/rank_NNNNN.log`.
+reads; several ranks without GPUs are forks of one process that has imported what they need (launcher/nursery.py). Rank 0
+keeps the terminal; everything else a rank prints goes to `<run>/logs/rank_NNNNN.log`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,24 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from launcher.exits import AGAIN, DONE, FAILED
 from launcher.failure import Failure, clear_failures, first_cause, how_ended, log_path, read_failures, tell_first
+from launcher.nursery import Nursery
 
 GRACE_SECONDS = 2.0  # between a failure and the end of the other ranks: they cannot go on without the failed one
+
+
+class Rank(Protocol):
+    """A rank as its launcher sees it: a process of its own, or a fork of the nursery."""
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
 
 
 class WorkerError(RuntimeError):
@@ -74,10 +86,17 @@ def run_workers(directory: Path, recipe_path: Path, world_size: int, threads: in
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),
         **extra,
     }
-    ranks: list[subprocess.Popen] = []
-    with _Forwarding(ranks) as signals:  # before the first start: a signal in between must not leave half a world
-        for rank in range(world_size):
-            ranks.append(_start(directory, rank, common))
+    ranks: list[Rank] = []
+    with contextlib.ExitStack() as ending:
+        signals = ending.enter_context(_Forwarding(ranks))  # first: a signal must not leave half a world
+        if device == "cpu" and world_size > 1:
+            nursery = Nursery(directory, world_size, common)
+            ranks += nursery.ranks
+            ending.callback(nursery.close)
+            ending.callback(_end, ranks)
+        else:
+            for rank in range(world_size):
+                ranks.append(_start(directory, rank, common))
         if signals.count:
             signals.forward()
         return _watch(directory, ranks, signals)
@@ -98,7 +117,7 @@ def _start(directory: Path, rank: int, common: dict[str, str]) -> subprocess.Pop
 class _Forwarding:
     """Passes SIGINT, SIGTERM and SIGUSR2 on to the ranks; a second one kills them."""
 
-    def __init__(self, ranks: list[subprocess.Popen]) -> None:
+    def __init__(self, ranks: Sequence[Rank]) -> None:
         self.ranks, self.count = ranks, 0
         self.previous: dict[int, object] = {}
 
@@ -123,29 +142,29 @@ class _Forwarding:
                 rank.send_signal(signal.SIGTERM if self.count == 1 else signal.SIGKILL)
 
 
-def _watch(directory: Path, ranks: list[subprocess.Popen], signals: _Forwarding) -> int:
+def _watch(directory: Path, ranks: Sequence[Rank], signals: _Forwarding) -> int:
     failed_at: float | None = None
-    ended: dict[int, float] = {}
+    ended: dict[int, tuple[float, int]] = {}  # when, and with which exit code
     while True:
         for index, rank in enumerate(ranks):
-            if index not in ended and rank.poll() is not None:
-                ended[index] = time.time()
-                if rank.returncode not in (DONE, AGAIN):
+            if index not in ended and (code := rank.poll()) is not None:
+                ended[index] = time.time(), code
+                if code not in (DONE, AGAIN):
                     failed_at = failed_at or time.time()
         if len(ended) == len(ranks) or (failed_at and time.time() - failed_at > GRACE_SECONDS):
             break
         time.sleep(0.05)
     if failed_at is None:
-        return AGAIN if any(rank.returncode == AGAIN for rank in ranks) else 0
+        return AGAIN if any(code == AGAIN for _, code in ended.values()) else 0
     words = {failure.rank: failure for failure in read_failures(directory)}
-    for index, when in ended.items():
-        if index not in words and ranks[index].returncode not in (DONE, AGAIN):
+    for index, (when, code) in ended.items():
+        if index not in words and code not in (DONE, AGAIN):
             # without a word it died before the others can have noticed
-            words[index] = Failure(index, when - 3600, how_ended(ranks[index].returncode))
+            words[index] = Failure(index, when - 3600, how_ended(code))
     _end(ranks)
     if signals.count > 1:
         raise WorkerError("ended by a second signal; the same command goes on from the newest checkpoint", AGAIN)
-    if signals.count and any(ranks[index].returncode == -signal.SIGTERM for index in ended):
+    if signals.count and any(code == -signal.SIGTERM for _, code in ended.values()):
         return AGAIN  # so early that a rank's Python had not begun to listen: there was nothing to save
     first = first_cause(words.values())
     assert first is not None
@@ -162,7 +181,7 @@ def _describe(directory: Path, first: Failure, *, alone: bool) -> str:
     return "\n".join(lines)
 
 
-def _end(ranks: list[subprocess.Popen]) -> None:
+def _end(ranks: Sequence[Rank]) -> None:
     for rank in ranks:
         if rank.poll() is None:
             rank.kill()
@@ -182,6 +201,13 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != int(os.environ["TRIAXIS_PARENT"]):
         os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """What ps and top call this process, in at most 15 characters (Linux prctl PR_SET_NAME)."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(15, name.encode())
 
 
 def end_before_destructors() -> Callable[[int], int]:

@@ -180,12 +180,13 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _a_rank(launcher: int) -> int | None:
-    """Process id of a rank's: the youngest child of the launcher that runs launcher.train."""
-    found = []
-    for text in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+    """Process id of a rank's: the youngest below the launcher that is named as one."""
+    found, below = [], [launcher]
+    for parent in below:
         with contextlib.suppress(OSError):
-            if b"launcher.train" in Path(f"/proc/{text}/cmdline").read_bytes():
-                found.append(int(text))
+            below += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+            if Path(f"/proc/{parent}/comm").read_text().startswith("rank "):
+                found.append(parent)
     return max(found, default=None)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models.formats.telemetry import LayerFormats
-from models.moe.telemetry import LayerRouting
+if TYPE_CHECKING:  # they import torch, which reports do not need
+    from models.formats.telemetry import LayerFormats
+    from models.moe.telemetry import LayerRouting
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def write_text(directory: Path, documents: int = 60, seed: int = 0) -> Path:
 
 
 def minute(corpus: Path, steps: int, *more: str, **options: object) -> list[str]:
-    """Overrides of the minute run: `triaxis train` with a model of 29,000 parameters for so many steps of 128 tokens.
+    """Overrides of the minute run: `triaxis train` with a model of 29,000 parameters for so many steps of 128 tokens,
+    without a report.
 
     options: dotted names with `__` for the dot. more: overrides as they are.
     """
@@ -65,6 +66,7 @@ def minute(corpus: Path, steps: int, *more: str, **options: object) -> list[str]
         "train.tokens": steps * BATCH,
         "train.validation_tokens": 64,
         "train.sample_length": 0,
+        "tracker.report": "false",
         "optimizer.learning_rate": RATE,
         "checkpoint.keep_last": 1000,
         "cluster.threads": 1,
@@ -195,13 +197,13 @@ def command() -> str:
 
 
 def rank_processes(triaxis: Triaxis) -> dict[int, int]:
-    """Ranks that run: rank -> pid."""
+    """Ranks that run, as they are named in the list of processes: rank -> pid."""
     found = {}
-    for pid, line in triaxis.processes().items():
+    for pid in triaxis.processes():
         with contextlib.suppress(OSError):
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            if "launcher.train" in line:
-                found[int(next(v for v in variables if v.startswith(b"RANK=")).split(b"=")[1])] = pid
+            name, _, rank = Path(f"/proc/{pid}/comm").read_text().strip().partition(" ")
+            if name == "rank":
+                found[int(rank)] = pid
     return found
 
 

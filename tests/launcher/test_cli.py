@@ -24,7 +24,7 @@ Call = Callable[..., str]
 @pytest.fixture(scope="module")
 def ran(together: Together, corpus: Path) -> Together:
     """A run of twelve steps with samples; a sweep of two seeds."""
-    recipe = minute(corpus, 12, train__sample_length=5, checkpoint__every_tokens=4 * BATCH)
+    recipe = minute(corpus, 12, tracker__report=True, train__sample_length=5, checkpoint__every_tokens=4 * BATCH)
     more = ["train.sample_prompts=['the ',def]", f"train.sample_every_tokens={6 * BATCH}"]
     together.add("run", lambda triaxis: train(triaxis, *recipe, *more))
     swept = minute(corpus, 2, run__name="swept")

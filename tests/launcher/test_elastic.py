@@ -73,7 +73,7 @@ def test_what_was_drawn_is_logged_and_drawn_and_each_corpus_validated(
 ) -> None:
     other = write_corpus(tmp_path / "other", [[40] * 30], name="other")
     sources = f"data.sources=[{{path: {corpus}, weight: 3}}, {{path: {other}, weight: 1}}]"
-    argument = minute(corpus, 6, "data=mixture", sources)
+    argument = minute(corpus, 6, "data=mixture", sources, tracker__report=True)
     triaxis.run("train", *(part for part in argument if "data.path" not in part and "span_tokens" not in part))
     run = triaxis.directory / "runs" / "run"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -224,7 +224,7 @@ def test_a_disk_that_becomes_full_costs_the_save_and_says_so(triaxis: Triaxis, c
 
 
 def fault(directory: Path, rank: int, code: str) -> dict[str, str]:
-    """Environment in which one rank runs `code` once `launcher.loop` is imported, as module `loop`."""
+    """Environment in which one rank runs `code`, with `launcher.loop` as `loop`, before it reads its recipe."""
     directory.mkdir()
     (directory / "sitecustomize.py").write_text(
         textwrap.dedent(
@@ -232,15 +232,20 @@ def fault(directory: Path, rank: int, code: str) -> dict[str, str]:
             import importlib.abc, importlib.machinery, os, sys
             class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 def find_spec(self, name, path, target=None):
-                    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
-                    if name != "launcher.loop" or rank != os.environ["FAULT_RANK"]:
+                    if name != "launcher.rank":
                         return None
                     sys.meta_path.remove(self)
                     spec = importlib.machinery.PathFinder.find_spec(name, path)
                     execute = spec.loader.exec_module
                     def exec_module(module):
                         execute(module)
-                        exec(os.environ["FAULT_CODE"], {"loop": module})
+                        obtain = module.obtain_recipe
+                        def obtain_recipe(arguments):  # ranks may be forks of a process that has imported this
+                            if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == os.environ["FAULT_RANK"]:
+                                import launcher.loop
+                                exec(os.environ["FAULT_CODE"], {"loop": launcher.loop})
+                            return obtain(arguments)
+                        module.obtain_recipe = obtain_recipe
                     spec.loader.exec_module = exec_module
                     return spec
             sys.meta_path.insert(0, Finder())
@@ -290,6 +295,16 @@ def test_a_rank_that_is_killed_ends_the_others(triaxis: Triaxis, corpus: Path, t
     message = done.output[done.output.index("triaxis: ") :]
     assert f"rank {victim}" in message and "killed by SIGKILL (out of memory?)" in message
     assert f"logs/rank_{victim:05d}.log" in message and "Traceback" not in message
+
+
+def test_ranks_end_with_the_process_that_they_are_forks_of(triaxis: Triaxis, corpus: Path, tmp_path: Path) -> None:
+    started = triaxis.start("train", *minute(corpus, 4000, parallel__data=2))
+    started.until_step(tmp_path / "runs" / "run", 3)
+    (nursery,) = [pid for pid in triaxis.processes() if Path(f"/proc/{pid}/comm").read_text() == "nursery\n"]
+    os.kill(nursery, signal.SIGKILL)
+    done = started.wait(120, code=1)
+    triaxis.assert_nothing_runs()
+    assert "killed by SIGKILL (out of memory?)" in done.output and "Traceback" not in done.output
 
 
 def test_a_run_of_nothing_but_nan_ends_and_says_why(triaxis: Triaxis, corpus: Path, tmp_path: Path) -> None:

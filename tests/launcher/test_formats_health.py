@@ -54,7 +54,9 @@ def lines_of(path: Path) -> list[dict]:
 def run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """Six steps on two pipeline stages, of which the second and every further one is counted; gone on with to the eighth."""
     triaxis = Triaxis(tmp_path_factory.mktemp("formats"))
-    recipe = [text for text in minute(corpus, 8, **EVERY) if text != "precision=fp32"] + ["precision=mxfp4_mxfp6"]
+    recipe = [text for text in minute(corpus, 8, tracker__report=True, **EVERY) if text != "precision=fp32"] + [
+        "precision=mxfp4_mxfp6"
+    ]
     try:
         triaxis.run("train", *recipe, "parallel.pipeline=2", "parallel.engine=torch", "train.max_steps=6")
         triaxis.run("train", *recipe)

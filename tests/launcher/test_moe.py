@@ -25,7 +25,7 @@ def lines_of(path: Path) -> list[dict]:
 def run(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A run of 6 steps on two processes that share four experts; checkpoints at 4 and 6, gone on with by one process to 8."""
     triaxis = Triaxis(tmp_path_factory.mktemp("mixture"))
-    recipe = minute(corpus, 8, *EXPERTS, *BALANCED, checkpoint__every_tokens=4 * 128)
+    recipe = minute(corpus, 8, *EXPERTS, *BALANCED, tracker__report=True, checkpoint__every_tokens=4 * 128)
     try:
         triaxis.run("train", *recipe, "parallel.expert=2", "train.max_steps=6")
         triaxis.run("train", *recipe)

@@ -16,7 +16,7 @@ from tests.launcher.running import Triaxis, minute
 
 
 def test_a_profiled_run_reports_its_pipeline(corpus: Path, triaxis: Triaxis) -> None:
-    layout = {"parallel__engine": "torch", "parallel__pipeline": 2, "train__profile_step": 2}
+    layout = {"parallel__engine": "torch", "parallel__pipeline": 2, "train__profile_step": 2, "tracker__report": True}
     triaxis.run("train", *minute(corpus, 3, **layout))
     run = triaxis.directory / "runs" / "run"
     told = [json.loads(path.read_text()) for path in sorted((run / "profile").iterdir())]

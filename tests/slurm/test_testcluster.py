@@ -18,7 +18,7 @@ from launcher.exits import AGAIN, DONE, FAILED
 from launcher.jobs.attempt import TOLD
 from launcher.jobs.folder import folders
 from launcher.jobs.scheduler import ENDED
-from tests.launcher.running import Together, Triaxis, curve, last_step, minute
+from tests.launcher.running import Together, Triaxis, curve, last_step, minute, rank_processes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
@@ -97,8 +97,7 @@ def hold(triaxis: Triaxis, run: Path, step: int, true: Callable[[], object]) -> 
     end = time.monotonic() + PATIENCE
     while last_step(run) < step and not true() and time.monotonic() < end:
         time.sleep(0.005)
-    lines = triaxis.processes().items()
-    ranks = [pid for pid, line in lines if "launcher.train" in line and "srun" not in line.split()[0]]
+    ranks = rank_processes(triaxis).values()
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
     try:
