@@ -86,12 +86,13 @@ def reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 class KeepShare(torch.autograd.Function):
-    """A replicated [S, B, H] -> the own share [S/T, B, H]; backward gathers the shares' gradients."""
+    """A replicated [S, B, H] -> the own share [S/T, B, H], a copy: a view would keep all rows alive as long as the share is;
+    backward gathers the shares' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        return x.chunk(group.size(), dim=0)[group.rank()].contiguous()
+        return x.chunk(group.size(), dim=0)[group.rank()].clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from launcher.plan.mixture import arriving, expert_bytes, order_bytes
+from launcher.plan.mixture import arriving, expert_bytes
 from launcher.plan.setting import (
     FLOAT,
     Setting,
@@ -31,8 +31,7 @@ from launcher.plan.setting import (
 def kept_by_layer(s: Setting, kind: str) -> int:
     """Bytes of a layer of a kind (`launcher.plan.parameters.kind_of`), its own input among them."""
     if s.recompute == "block":
-        found = s.own() * s.model.hidden_size * s.size  # the layer's input, from which all else is computed again
-        return found + (order_bytes(s) if kind == "experts" else 0)
+        return s.own() * s.model.hidden_size * s.size  # the layer's input, from which all else is computed again
     return whole_layer(s, kind)
 
 

@@ -113,8 +113,6 @@ def _kept(setting: Setting, stage: Stage, passes_on: bool, received: bool) -> in
     for kind in stage.kinds:
         if kind == "embedding" and setting.tensor > 1:
             found += setting.full() * (INT + 1)  # tokens counted from the rank's first, and which of them are others'
-            if setting.sequence_parallel and not model.encoder_layers and model.positions != "learned":
-                found += setting.full() * model.hidden_size * setting.size - stream  # the share is a view of all rows
         if kind == "positions" and model.dropout:
             found += setting.own() * model.hidden_size  # which elements were dropped
         if kind in ("final_norm", "encoder_norm"):

@@ -14,7 +14,7 @@ def expert_bytes(s: Setting) -> int:
     rows = arriving(s)
     hidden = model.hidden_size * s.size
     found = _router(s)
-    found += order_bytes(s)
+    found += _order_bytes(s)
     found += (2 * INT * rows) if s.expert > 1 else 0  # the order in which rows arrive, and in which they leave
     found += INT * rows if model.bias and not s.products.quantised else 0  # whose expert a row is
     found += operand_bytes(s, rows, model.hidden_size) if s.products.quantised else rows * hidden
@@ -29,11 +29,13 @@ def expert_bytes(s: Setting) -> int:
     return found
 
 
-def order_bytes(s: Setting) -> int:
-    """Which row a choice has, which choice a row, and in block formats whose expert a row is: kept as they are, not through
-    autograd, so that a layer that is computed again keeps them, too."""
+def _order_bytes(s: Setting) -> int:
+    """Which row a choice has, which choice a row, and in block formats whose expert a row is; where numbers are rounded at
+    random, which token, too."""
     choices = s.full() * s.model.moe.top_k
-    return 2 * INT * choices + (INT * arriving(s) if s.products.quantised else 0)
+    if not s.products.quantised:
+        return 2 * INT * choices
+    return INT * (choices + arriving(s) * (3 if s.products.stochastic else 2))
 
 
 def arriving(s: Setting) -> int:

@@ -145,16 +145,17 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrices: Tensor, rows: Rows, product: QuantisedExperts) -> Tensor:
         kept = product.keep(x, rows)
-        ctx.product, ctx.rows, ctx.kept = product, rows, replace(kept, tensors=())
-        ctx.save_for_backward(matrices, *kept.tensors)
+        ctx.product, ctx.first_sample, ctx.kept = product, rows.first_sample, replace(kept, tensors=())
+        ctx.save_for_backward(matrices, rows.ends, rows.expert, rows.tokens, *kept.tensors)
         return product.multiply(x, matrices, rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        matrices, *kept = ctx.saved_tensors
+        matrices, ends, expert, tokens, *kept = ctx.saved_tensors
+        rows = Rows(ends, expert, tokens, ctx.first_sample)
         for_input = for_matrices = None
         if ctx.needs_input_grad[0]:
-            for_input = ctx.product.for_input(gradient, matrices, ctx.rows)
+            for_input = ctx.product.for_input(gradient, matrices, rows)
         if ctx.needs_input_grad[1]:
-            for_matrices = ctx.product.for_matrices(gradient, replace(ctx.kept, tensors=tuple(kept)), ctx.rows)
+            for_matrices = ctx.product.for_matrices(gradient, replace(ctx.kept, tensors=tuple(kept)), rows)
         return for_input, for_matrices, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from dataclasses import replace
 
@@ -11,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.config import ModelConfig, ModelError, count_active_parameters, count_parameters
+from models.kernels.moe_permute import Order
 from models.layers import PlainLayers
 from models.moe.config import MoEConfig
 from models.moe.layer import MixtureOfExperts
+from models.moe.products import Rows
 from models.moe.routing import summarise
 from models.moe.telemetry import BUCKETS
 from models.parameters import declaration, initialise
+from models.precision import UNQUANTISED, ProductConfig, ProductsConfig
 from models.random import Clock
 
 HIDDEN, LENGTH, BATCH = 16, 12, 3
@@ -37,9 +41,12 @@ MIXTURES = {
 }
 
 
-def layer_of(moe: MoEConfig, dtype: torch.dtype = torch.float32, **options: object) -> MixtureOfExperts:
+def layer_of(
+    moe: MoEConfig, dtype: torch.dtype = torch.float32, products: ProductsConfig = UNQUANTISED, **options: object
+) -> MixtureOfExperts:
     """A mixture layer with weights that are a function of their names."""
-    layer = MixtureOfExperts(replace(BASE, moe=moe, **options), PlainLayers(dtype, Clock(3)), 0)  # type: ignore[arg-type]
+    layers = PlainLayers(dtype, Clock(3), products=products)
+    layer = MixtureOfExperts(replace(BASE, moe=moe, **options), layers, 0)  # type: ignore[arg-type]
     for name, parameter in layer.named_parameters():
         found = declaration(parameter)
         found = found if found.std else replace(found, std=0.3)
@@ -295,3 +302,33 @@ def test_kernels_and_rows_of_zeros_change_nothing(name: str, kernels: str, multi
 
     expected = outputs("reference", 1)
     torch.testing.assert_close(outputs(kernels, multiple), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rounding", ["", "nearest_even", "stochastic"])
+def test_a_graph_holds_no_order_of_its_own(rounding: str) -> None:
+    """Indices that backward needs are saved with autograd, where hooks, offload and recomputation find them."""
+    formats = {"activation": "mxint8", "rounding": rounding}
+    products = (
+        ProductsConfig(
+            forward=ProductConfig(weight="mxint8", **formats),
+            weight_gradient=ProductConfig(gradient="mxint8", gradient_rounding=rounding, **formats),
+        )
+        if rounding
+        else UNQUANTISED
+    )
+    moe = MoEConfig(experts=4, top_k=2, expert_size=32)
+    layer = layer_of(moe, products=products, hidden_size=32)
+    x = torch.randn(LENGTH, BATCH, 32, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    layer(x, 0).sum().backward()
+    expected, x.grad = x.grad, None
+    before = {id(one) for one in _indices_alive()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.detach().clone(), lambda saved: saved):
+        y = layer(x, 0)
+    assert not [one for one in _indices_alive() if id(one) not in before]
+    y.sum().backward()
+    assert torch.equal(x.grad, expected)
+
+
+def _indices_alive() -> list[object]:
+    gc.collect()
+    return [one for one in gc.get_objects() if type(one) in (Order, Rows)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -84,6 +87,27 @@ def test_gradients_are_those_of_differences(kind: str, multiple: int, drops: boo
     scale, upstream = noise(len(order.rows), 3, seed=2, dtype=torch.float64), noise(3, 3, seed=3, dtype=torch.float64)
     inputs = [part.requires_grad_() for part in (tokens, weights, scale)]
     torch.autograd.gradcheck(lambda *x: (there_and_back(*x, order, kind) * upstream).sum(), inputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_backward_needs_is_saved_with_autograd_alone(kind: str) -> None:
+    """So hooks can move it away, and it is freed when backward has run."""
+    tokens, weights = noise(5, 6).requires_grad_(), noise(5, 2, seed=1).requires_grad_()
+    order, _ = drawn(5, 2, 3, drops=True, multiple=4)
+    scale = noise(len(order.rows), 6, seed=2)
+    expected = torch.autograd.grad(there_and_back(tokens, weights, scale, order, kind).sum(), [tokens, weights])
+    held = [weakref.ref(one) for one in (order.rows, order.place, order.counts)]
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.numpy(force=True).copy(), torch.from_numpy):
+        loss = there_and_back(tokens, weights, scale, order, kind).sum()
+    del order
+    gc.collect()
+    assert [one() for one in held] == [None] * 3
+    torch.testing.assert_close(torch.autograd.grad(loss, [tokens, weights]), expected)
+    order, _ = drawn(5, 2, 3)
+    rows = permute(tokens, order, kind).sum()
+    rows.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        rows.backward()
 
 
 @pytest.mark.parametrize("kind", KINDS)
