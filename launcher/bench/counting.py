@@ -34,6 +34,9 @@ GRADIENTS_OF_DEEPSPEED = (
     "grad_partitions_flat_buffer",
 )
 """Where its optimizers keep them (BF16, ZeRO 1 and 2, ZeRO 3), beside the parameters' own."""
+LETS_GO = ("_release_ipg_buffers", "free_grad_in_param_list")
+"""Methods of its ZeRO 1 and 2 that let gradients go: until then sums stand beside what is added to them, and the copy that
+is stepped beside what it was made of."""
 
 
 @dataclass(frozen=True)
@@ -113,21 +116,21 @@ def count(engine: Engine, batch: Batch) -> tuple[Counted, list[Entry]]:
     most: list[Entry] = []
     gradients: dict[int, int] = {}
 
-    def note() -> None:
-        nonlocal most, gradients
-        found = storages(gradients_of(engine))
+    def note_gradients() -> None:
+        nonlocal gradients
+        passing = storages(on_their_way(engine))
+        found = {key: size for key, size in storages(gradients_of(engine)).items() if key not in passing}
         gradients = max(gradients, found, key=_size)
-        apart = {*found, *storages(gathered_in(engine))}
+
+    def note() -> None:
+        nonlocal most
+        note_gradients()
+        apart = {*storages(gradients_of(engine)), *storages(gathered_in(engine))}
         kept = [entry for key, entry in list(ledger.alive.items()) if key not in apart]
         most = max(most, kept, key=lambda entries: sum(entry.size for entry in entries))
 
     hook = basic_optimizer(engine).register_step_pre_hook(lambda *_: note_gradients())
-
-    def note_gradients() -> None:
-        nonlocal gradients
-        gradients = max(gradients, storages(gradients_of(engine)), key=_size)
-
-    with before_backward(note), Watcher(ledger):
+    with around_backward(note, note_gradients), before_letting_go(engine, note_gradients), Watcher(ledger):
         engine.step(batch, 1e-4)
     hook.remove()
     weights = storages(weights_of(engine))
@@ -160,14 +163,16 @@ def _tensors_alive() -> list[Tensor]:
 
 
 @contextmanager
-def before_backward(note: Callable[[], None]) -> Iterator[None]:
-    """Call `note` whenever backward is about to begin, whoever begins it."""
+def around_backward(before: Callable[[], None], after: Callable[[], None]) -> Iterator[None]:
+    """Call these whenever backward is about to begin and when it has ended, whoever begins it."""
     kept = torch.autograd.backward, torch.autograd.grad
 
     def noted(function: Callable[..., Any]) -> Callable[..., Any]:
         def begin(*arguments: Any, **keywords: Any) -> Any:
-            note()
-            return function(*arguments, **keywords)
+            before()
+            found = function(*arguments, **keywords)
+            after()
+            return found
 
         return begin
 
@@ -176,6 +181,28 @@ def before_backward(note: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         torch.autograd.backward, torch.autograd.grad = kept  # type: ignore[assignment]
+
+
+@contextmanager
+def before_letting_go(engine: Any, note: Callable[[], None]) -> Iterator[None]:
+    """Call `note` whenever DeepSpeed is about to let gradients go."""
+    wrapped = getattr(getattr(engine, "engine", None), "optimizer", None)  # of a DeepSpeed engine
+    methods = {name: getattr(wrapped, name) for name in LETS_GO if hasattr(wrapped, name)}
+
+    def noted(method: Callable[..., Any]) -> Callable[..., Any]:
+        def begin(*arguments: Any) -> Any:
+            note()
+            return method(*arguments)
+
+        return begin
+
+    for name, method in methods.items():
+        setattr(wrapped, name, noted(method))
+    try:
+        yield
+    finally:
+        for name in methods:
+            delattr(wrapped, name)
 
 
 # Where the engines keep their state ------------------------------------------------------------------------------------
@@ -234,9 +261,24 @@ def gathered_in(engine: Any) -> list[Tensor | None]:
             found.append(getattr(parameter, "_unsharded_param", None))
             found += getattr(parameter, "all_gather_outputs", [])
         return found
+    return [*_buckets(engine), *(parameter.data for parameter in _parameters(engine))]
+
+
+def on_their_way(engine: Any) -> list[Tensor | None]:
+    """Gradients that will be added to sums or are reduced, which a plan has among its buffers: what a micro-batch gives beside
+    sums in float32, and what lies in DeepSpeed's buckets."""
+    if isinstance(engine, TorchEngine):
+        return []
+    if isinstance(engine, FsdpEngine):
+        summed = [one for one in _units(engine) if one.unsharded_accumulated_grad is not None]
+        return [one._unsharded_param.grad for one in summed if hasattr(one, "_unsharded_param")]
+    return list(_buckets(engine))
+
+
+def _buckets(engine: Any) -> list[Tensor]:
+    """Memory in which DeepSpeed reduces gradients: parameters' own lie in it for a while."""
     buckets = getattr(engine.engine.optimizer, "ipg_buckets", {})
-    found = [leaf for bucket in buckets.values() for leaf in _leaves(bucket.buffer)]
-    return [*found, *(parameter.data for parameter in _parameters(engine))]
+    return [leaf for bucket in buckets.values() for leaf in _leaves(bucket.buffer)]
 
 
 def _leaves(tree: Any) -> list[Tensor]:

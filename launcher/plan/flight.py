@@ -55,13 +55,37 @@ def _sends(config: ParallelConfig, rank: int) -> int:
     return sum(stage < last for stage in own) + sum(stage > 0 and owner(config, stage - 1) != rank for stage in own)
 
 
+def begun(config: ParallelConfig, rank: int, micro_batches: int) -> tuple[tuple[int, ...], ...]:
+    """Of each stage of a rank, in the order of `parallel.schedule.stages_of`, whenever one of them ends its last backward: 0
+    before its first, 1 from then to its last, 2 after it. torch sums whole gradients from the first to the last, and reduces
+    them at once."""
+    if stages_per_rank(config) == 1:
+        return ((1,),)
+    played = min(micro_batches, ROUNDS * config.pipeline)
+    return _begun(config.schedule, config.pipeline, config.virtual_stages, rank, played)
+
+
+@lru_cache(maxsize=4096)
+def _begun(schedule: str, degree: int, virtual: int, rank: int, micro_batches: int) -> tuple[tuple[int, ...], ...]:
+    order = _order(schedule, degree, virtual, rank, micro_batches)
+    done, found = [0] * (1 + max(stage for stage, _ in order)), []
+    for stage, kind in order:
+        if kind == BACKWARD:
+            done[stage] += 1
+            if done[stage] == micro_batches:
+                found.append(
+                    tuple(
+                        0 if not count else 2 if count == micro_batches and at != stage else 1
+                        for at, count in enumerate(done)
+                    )
+                )
+    return tuple(found)
+
+
 @lru_cache(maxsize=4096)
 def _played(schedule: str, degree: int, virtual: int, rank: int, micro_batches: int) -> tuple[Moment, ...]:
     config = ParallelConfig(pipeline=degree, data=1, schedule=schedule, virtual_stages=virtual)
-    splits = SCHEDULES[schedule].splits_backward
-    order = (
-        _split(schedule, degree, virtual, micro_batches)[rank] if splits else _interleaved(config, rank, micro_batches)
-    )
+    order = _order(schedule, degree, virtual, rank, micro_batches)
     own, last = stages_of(config, rank), stage_count(config) - 1
     onward = [stage < last for stage in own]
     back = [stage > 0 and owner(config, stage - 1) != rank for stage in own]
@@ -82,8 +106,16 @@ def _played(schedule: str, degree: int, virtual: int, rank: int, micro_batches: 
     return tuple(one for one in seen if not any(other != one and other.covers(one) for other in seen))
 
 
+def _order(schedule: str, degree: int, virtual: int, rank: int, micro_batches: int) -> Actions:
+    """(place of the stage on this rank, what is done) in order, of a schedule of several stages a rank."""
+    if SCHEDULES[schedule].splits_backward:
+        return _split(schedule, degree, virtual, micro_batches)[rank]
+    config = ParallelConfig(pipeline=degree, data=1, schedule=schedule, virtual_stages=virtual)
+    return _interleaved(config, rank, micro_batches)
+
+
 def _interleaved(config: ParallelConfig, rank: int, micro_batches: int) -> Actions:
-    """(place of the stage on this rank, what is done) in order: as many forwards as fill the pipeline, then one of each, then
+    """The same where backward is whole: as many forwards as fill the pipeline, then one of each, then
     what is left (arXiv 2104.04473; rounds as torch has them)."""
     degree, stages = config.pipeline, stages_per_rank(config)
     in_round = micro_batches // max(1, micro_batches // degree)

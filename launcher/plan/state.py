@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from launcher.config import OptimizerConfig
+from launcher.plan.flight import begun
 from launcher.plan.parameters import LAYERS, Stage, parameters_of
 from models.config import ModelConfig
 from parallel.config import ParallelConfig
+from parallel.schedule import SCHEDULES, owner
 
 FLOAT = 4
 """Bytes of masters, moments and gradients, and of the count of steps that torch's optimizers keep with each tensor they
@@ -125,10 +127,18 @@ def state_of(
     expert_shards = max(1, shards // parallel.expert)
     total = totals_of(model, stages, parallel.tensor, parallel.expert, shards, expert_shards)
     if parallel.engine == "deepspeed":
-        return _deepspeed(total, model, stages, parallel, size, optimizer)
-    return (
-        _sharded(total, parallel, size, optimizer, micro_batches) if sharded else _one_process(total, size, optimizer)
-    )
+        return _deepspeed(total, model, stages, parallel, size, optimizer, micro_batches)
+    if not sharded:
+        return _one_process(total, size, optimizer)
+    passing = 0
+    if parallel.pipeline > 1:
+        each = [totals_of(model, (one,), parallel.tensor, parallel.expert, shards, expert_shards) for one in stages]
+        summed = _summed_by_stages(each, parallel, stages[0].index, micro_batches)
+        if SCHEDULES[parallel.schedule].splits_backward and size < FLOAT:
+            passing = max(one.held for one in each)
+    else:  # below ZeRO 2 gradients are summed whole over micro-batches and reduced in the last one
+        summed = total.held if micro_batches > 1 and parallel.zero_stage < 2 else 0
+    return _sharded(total, parallel, size, optimizer, summed, passing)
 
 
 def _moments(elements: int, tensors: int, optimizer: OptimizerConfig) -> int:
@@ -145,20 +155,28 @@ def _one_process(total: Totals, size: int, optimizer: OptimizerConfig) -> State:
     return State(size * held, FLOAT * held, _moments(held, total.tensors, optimizer) + master)
 
 
+def _summed_by_stages(each: list[Totals], parallel: ParallelConfig, first: int, micro_batches: int) -> int:
+    """Elements of gradients at their most in a pipeline: a stage's whole ones from its first backward to its last, then its
+    shares. each: of a rank's stages, of which `first` is the index of the first."""
+    shares = [0 if parallel.offload_optimizer else one.rows for one in each]
+    held = [(0, one.held, share) for one, share in zip(each, shares, strict=True)]
+    moments = begun(parallel, owner(parallel, first), micro_batches)
+    return max(sum(of[state] for of, state in zip(held, moment, strict=True)) for moment in moments)
+
+
 def _sharded(
-    total: Totals, parallel: ParallelConfig, size: int, optimizer: OptimizerConfig, micro_batches: int
+    total: Totals, parallel: ParallelConfig, size: int, optimizer: OptimizerConfig, summed: int, passing: int
 ) -> State:
-    """`parallel.engines.fsdp`: shards in float32 are masters and weights in one; units are gathered in the model's type."""
-    cut = total.rows
-    # below ZeRO 2, and in a pipeline, gradients are summed whole over micro-batches and reduced in the last one
-    summed = micro_batches > 1 and (parallel.zero_stage < 2 or parallel.pipeline > 1)
-    whole = FLOAT * total.held if summed else 0
+    """`parallel.engines.fsdp`: shards in float32 are masters and weights in one; units are gathered in the model's type.
+    Elements of whole gradients, summed: before they are reduced, passing: of a micro-batch in the model's type, which a stage
+    whose backward is split adds to the sums when it has them all."""
+    cut, whole = total.rows, FLOAT * summed
     gathered = total.others + sum(total.layers)
     if (
         parallel.zero_stage == 3 and parallel.pipeline == 1
     ):  # the root's to the end, and two layers: one is fetched ahead
         gathered = total.ends + sum(total.layers[:2])
-    unit = FLOAT * total.widest  # a unit's gradients on their way to be reduced, in float32
+    unit = FLOAT * total.widest + size * passing  # a unit's gradients on their way to be reduced, in float32
     moments = _moments(cut, total.tensors, optimizer)
     if not parallel.offload_optimizer:
         return State(FLOAT * cut, max(whole, FLOAT * cut), moments, size * gathered, unit)
@@ -172,6 +190,7 @@ def _deepspeed(
     parallel: ParallelConfig,
     size: int,
     optimizer: OptimizerConfig,
+    micro_batches: int,
 ) -> State:
     """`parallel.engines.deepspeed`, whose wrapped optimizer depends on stage, type and offload."""
     held, zero = total.held, parallel.zero_stage
@@ -190,37 +209,78 @@ def _deepspeed(
     buffers = FLOAT * bucket
     if zero == 1 and size < FLOAT and not parallel.offload_optimizer:  # its BF16_Optimizer
         gradients, buffers = FLOAT * flat + size * held, 0  # float32 sums of all, and memory for those of a micro-batch
-    elif zero == 1:
-        gradients = FLOAT * held
     elif size < FLOAT:
-        gradients = FLOAT * cut
-    else:  # the step lays a group's share side by side once more
-        touched = _touched(model, stages, parallel)
-        gradients = FLOAT * (touched + max(share for share, _ in shares))
+        gradients = FLOAT * (held if zero == 1 else cut)
+    elif zero == 1:  # reduced after the last micro-batch, when the first full bucket makes room for shares
+        beside = _beside(model, stages, parallel)
+        gradients = FLOAT * max(held, held - bucket + beside.touched, beside.step)
+    else:
+        beside = _beside(model, stages, parallel)
+        gradients = FLOAT * (beside.again if micro_batches > 1 else beside.step)
     if parallel.offload_optimizer:
-        return State(size * flat, gradients if zero == 1 else 0, 0, 0, buffers, kept + FLOAT * cut)
+        return State(size * flat, FLOAT * held if zero == 1 else 0, 0, 0, buffers, kept + FLOAT * cut)
     return State(size * flat, gradients, kept, 0, buffers)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Of a rank's equal share of parameters that lie side by side: elements of the parameters that it holds any of, elements
+    after the last of them, and elements that a copy of the share takes (one tensor that fills it is not copied)."""
+
+    touched: int
+    padding: int
+    copied: int
+
+
+def _parts(counts: list[int], ranks: int) -> list[_Part]:
+    """The shares of so many ranks, in their order."""
+    total, start = sum(counts), 0
+    share = -(-total // (2 * ranks)) * 2
+    touched, tensors = [0] * ranks, [0] * ranks
+    for count in counts:
+        for rank in range(start // share, (start + count - 1) // share + 1):
+            touched[rank] += count
+            tensors[rank] += 1
+        start += count
+    found = []
+    for rank in range(ranks):
+        padding = min(share, max(0, (rank + 1) * share - total))
+        found.append(_Part(touched[rank], padding, share if tensors[rank] + (padding > 0) > 1 else 0))
+    return found
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """Elements of gradients on the ranks where they are most, for float32 models under ZeRO 1 and 2. Reduced gradients move
+    to memory for whole parameters, all of which a rank's shares hold any. touched: that memory. step: with a copy of one
+    group's share, for the optimizer. again: twice, for what a micro-batch adds and what those before have summed up."""
+
+    touched: int
+    step: int
+    again: int
+
+
 @lru_cache(maxsize=4096)
-def _touched(model: ModelConfig, stages: tuple[Stage, ...], parallel: ParallelConfig) -> int:
-    """Elements of the parameters of which a rank's share of the groups holds any, on the rank where they are most: ZeRO 2 of
-    float32 models makes room for them whole."""
+def _beside(model: ModelConfig, stages: tuple[Stage, ...], parallel: ParallelConfig) -> _Beside:
     groups: dict[tuple[bool, bool], list[int]] = {}
     for stage in stages:
-        for block in stage.parameters(model, parallel.tensor, parallel.expert):
+        blocks = stage.parameters(model, parallel.tensor, parallel.expert)
+        for block in [blocks[-1], *blocks[:-1]] if stage.copy else blocks:  # its pipelines put what is tied first
             for one in block:
-                groups.setdefault((one.expert and parallel.expert > 1, one.decays), []).append(one.count)
-    most: dict[int, int] = {}
-    for (apart, _), counts in groups.items():
-        over = parallel.replicas // (parallel.expert if apart else 1)
-        share, start = -(-sum(counts) // (2 * over)) * 2, 0
-        for count in counts:
-            for rank in range(start // share, (start + count - 1) // share + 1):
-                place = rank * parallel.replicas // over
-                most[place] = most.get(place, 0) + count
-            start += count
-    return max(most.values())
+                groups.setdefault((one.expert and parallel.expert > 1, not one.decays), []).append(one.count)
+    # a replica is rank `replica // expert` of those that share its experts (`parallel.mesh`)
+    each = [
+        (parallel.expert if apart else 1, _parts(counts, parallel.replicas // (parallel.expert if apart else 1)))
+        for (apart, _), counts in sorted(groups.items())  # as the optimizer steps them, one after another
+    ]
+    touched = step = again = 0
+    for replica in range(parallel.replicas):
+        own = [parts[replica // among] for among, parts in each]
+        memory = sum(part.touched for part in own)
+        waiting = [sum(part.padding for part in own[place:]) for place in range(len(own))]
+        touched, again = max(touched, memory), max(again, 2 * memory + waiting[0])
+        step = max(step, *(memory + rest + part.copied for rest, part in zip(waiting, own, strict=True)))
+    return _Beside(touched, step, again)
 
 
 def _cut_flat(total: Totals, parallel: ParallelConfig, size: int, optimizer: OptimizerConfig, bucket: int) -> State:
