@@ -244,7 +244,6 @@ HANDLERS: dict[str, Command] = {
     "bench plan": _at("launcher.bench.plan:main"),
     "bench coordinates": _at("launcher.bench.coordinates:main"),
     "bench packing": _at("launcher.bench.packing:main"),
-    "bench plan-memory": _at("launcher.bench.plan_memory:main"),
     "bench layouts": _at("launcher.bench.layouts:main"),
     "bench data build": _at("launcher.bench.databuild:main"),
     "bench data dedup": _at("launcher.bench.datadedup:main"),

@@ -1,9 +1,13 @@
-"""`triaxis bench plan`: how near plans come to published measurements, and how quickly layouts are judged.
+"""`triaxis bench plan`: how near plans come to published steps and to bytes that ranks allocate, and how quickly layouts are
+judged.
 
-    triaxis bench plan [--rows FILE] [--layouts N] [--json FILE]
+    triaxis bench plan [--only time|memory|search] [--rows FILE] [--layouts N] [--seed N] [--judged N] [--json FILE]
 
-Rows are those of tests/benchmarks/throughput.tsv, which constants may be judged by, and of throughput_others.tsv, which
+time: rows are those of tests/benchmarks/throughput.tsv, which constants may be judged by, and of throughput_others.tsv, which
 none was taken from (its header names two exceptions); --rows takes a file of the same columns instead.
+memory: --layouts by chance (30) are trained on CPU and counted, --seed says which. State has to be equal to the byte and
+activations within 5 %, else the command exits 1.
+search: seconds of one processor in which --judged layouts (10,000) of 405 B are judged.
 """
 
 from __future__ import annotations
@@ -17,8 +21,10 @@ from typing import Any
 
 from rich.console import Console
 
+from launcher.bench.plan_layouts import sample
 from launcher.bench.show import new_table, write_figures
 from launcher.compose import build_recipe, compose_tree
+from launcher.config import RecipeError
 from launcher.machine import environment
 from launcher.plan.evaluate import task_of
 from launcher.plan.published import Row, predict, read_rows
@@ -27,6 +33,12 @@ from launcher.plan.show import with_known_vocabulary
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "benchmarks"
 FILES = ("throughput.tsv", "throughput_others.tsv")
+PARTS: dict[str, dict[str, Any]] = {
+    "time": {"rows": None},
+    "memory": {"layouts": 30, "seed": 1},
+    "search": {"judged": 10_000},
+}
+"""What is measured, and its flags with what they are unless given."""
 GOALS = {"mean": 0.08, "worst": 0.20}
 
 
@@ -63,9 +75,9 @@ def searched(most: int) -> dict[str, Any]:
     return {"layouts": found.judged, "processor_seconds": time.process_time() - began, "load": os.getloadavg()[0]}
 
 
-def show(figures: dict[str, Any], console: Console) -> None:
+def show(tables: dict[str, Any], console: Console) -> None:
     """A table a file."""
-    for name, found in figures["tables"].items():
+    for name, found in tables.items():
         table = new_table(
             f"{name}: seconds of a step", "", "GPUs", "published", "predicted", "error", "TFLOP/s", "predicted"
         )
@@ -81,31 +93,54 @@ def show(figures: dict[str, Any], console: Console) -> None:
             )
         console.print(table)
         console.print(f"mean error {100 * found['mean']:.1f} %, worst {100 * found['worst']:.1f} %")
-    if took := figures["search"]:
-        seconds = took["processor_seconds"]
-        console.print(
-            f"{took['layouts']:,} layouts judged in {seconds:.1f} s of one processor, load {took['load']:.1f}"
-        )
 
 
 def main(arguments: list[str]) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="triaxis bench plan", description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=Path, help="a file of published rows instead of those of tests/benchmarks")
-    parser.add_argument("--layouts", type=int, default=10_000, help="layouts to judge against the clock; 0 for none")
+    parser = argparse.ArgumentParser(prog="triaxis bench plan", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--only", choices=PARTS, help="one of the three tables")
+    parser.add_argument("--rows", type=Path, help="time: published rows of yours instead of those of tests/benchmarks")
+    parser.add_argument("--layouts", type=int, help="memory: layouts to train, 30")
+    parser.add_argument("--seed", type=int, help="memory: which ones, 1")
+    parser.add_argument("--judged", type=int, help="search: layouts to judge against the clock, 10,000")
     parser.add_argument("--json", help="write all figures to a file, or - for the screen")
     told = parser.parse_args(arguments)
-    began = time.perf_counter()
-    paths = [told.rows] if told.rows else [FOLDER / name for name in FILES]
-    figures: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "environment": environment(),
-        "goals": GOALS,
-        "tables": {path.name: compared(path) for path in paths},
-        "seconds": time.perf_counter() - began,
-        "search": searched(told.layouts) if told.layouts else None,
-    }
-    if told.json != "-":
-        show(figures, Console(highlight=False))
+    options = _options(told)
+    console = Console(highlight=False, quiet=told.json == "-")
+    figures: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "environment": environment()}
+    if "time" in options:
+        paths = [options["time"]["rows"]] if options["time"]["rows"] else [FOLDER / name for name in FILES]
+        figures["time"] = {"goals": GOALS, "tables": {path.name: compared(path) for path in paths}}
+        show(figures["time"]["tables"], console)
+    if "search" in options:
+        figures["search"] = found = searched(options["search"]["judged"])
+        console.print(
+            f"{found['layouts']:,} layouts judged in {found['processor_seconds']:.1f} s of one processor, load "
+            f"{found['load']:.1f}"
+        )
+    if "memory" in options:
+        from launcher.bench import plan_memory  # and with it engines, for seconds
+
+        counted = plan_memory.run(sample(*options["memory"].values()))
+        figures["memory"] = plan_memory.figures_of(counted)
+        plan_memory.show(counted, console)
     write_figures(figures, told.json)
-    return 0
+    return 0 if figures.get("memory", {"met": True})["met"] else 1
+
+
+def _options(told: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Of each part that is asked for, refusing flags of others and counts of nothing."""
+    found: dict[str, dict[str, Any]] = {}
+    for part, flags in PARTS.items():
+        given = {name: value for name in flags if (value := getattr(told, name)) is not None}
+        if told.only not in (None, part):
+            if given:
+                raise RecipeError(
+                    f"--{next(iter(given))}: has no effect with --only={told.only}; leave one of them out"
+                )
+            continue
+        found[part] = flags | given
+        for name in ("layouts", "judged"):
+            if given.get(name, 1) < 1:
+                raise RecipeError(f"--{name}={given[name]}: must be at least 1")
+    return found

@@ -1,6 +1,4 @@
-"""`triaxis bench plan-memory`: what a plan says a rank holds, against what real ranks allocate.
-
-    triaxis bench plan-memory [--layouts N] [--seed N] [--json FILE]
+"""The memory table of `triaxis bench plan`: what a plan says a rank holds, against what real ranks allocate.
 
 Layouts are drawn by chance: models like GPT and Llama, mixtures and encoder-decoders, both engines, all axes, recomputation,
 schedules, precisions. Each trains two steps on worlds of one, two and four processes over gloo on CPU, and the second is
@@ -8,7 +6,6 @@ counted storage by storage (`launcher.bench.counting`). Weights, gradients and o
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -20,11 +17,9 @@ import torch.distributed as dist
 from rich.console import Console
 
 from launcher.bench.counting import Counted, Entry, count
-from launcher.bench.plan_layouts import Layout, sample
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.plan_layouts import Layout
+from launcher.bench.show import new_table
 from launcher.bench.world import join_world
-from launcher.config import RecipeError
-from launcher.machine import environment
 from launcher.optim.build import optimizer_factory
 from launcher.plan.memory import Memory, Work, memory_of
 from launcher.workers import free_port
@@ -186,36 +181,41 @@ def _rank(rank: int, size: int, port: int, parent: int, layouts: list[Layout], a
 
 
 def summary(found: list[Found]) -> dict[str, Any]:
-    """Mean and worst error of activations, and how many lines have exact state."""
+    """Mean and worst error of activations, how many lines have exact state, and whether all is as it has to be."""
     errors = [abs(one.error) for one in found]
+    exact, worst = sum(one.exact for one in found), max(errors)
     return {
         "layouts": len({str(one.layout) for one in found}),
         "ranks": len(found),
-        "exact": sum(one.exact for one in found),
+        "exact": exact,
         "mean_error": sum(errors) / len(errors),
-        "worst_error": max(errors),
+        "worst_error": worst,
+        "met": exact == len(found) and worst <= WITHIN,
     }
 
 
-def main(arguments: list[str]) -> int:
-    """Parse, run, print."""
-    parser = argparse.ArgumentParser(prog="triaxis bench plan-memory", description=__doc__)
-    parser.add_argument("--layouts", type=int, default=30, help="layouts to draw")
-    parser.add_argument("--seed", type=int, default=1, help="which ones")
-    parser.add_argument("--json", default="", help="file for the figures")
-    options = parser.parse_args(arguments)
-    if options.layouts < 1:
-        raise RecipeError(f"--layouts={options.layouts}: must be at least 1")
-    found = run(sample(options.layouts, options.seed))
-    console = Console(highlight=False)
-    table = new_table(*(("layout", "rank", "weights", "gradients", "optimizer", "activations", "counted", "error")))
+def figures_of(found: list[Found]) -> dict[str, Any]:
+    """The summary and every line, planned and counted."""
+    ranks = [
+        {"layout": str(one.layout), "rank": one.rank, "planned": one.planned.parts(), "counted": vars(one.counted)}
+        for one in found
+    ]
+    return {**summary(found), "ranks": ranks}
+
+
+def show(found: list[Found], console: Console) -> None:
+    """A line for each rank of the pipeline axis; state that is not as planned is marked."""
+    table = new_table(
+        "bytes of a rank on CPU, counted",
+        *("", "rank", "weights", "gradients", "optimizer", "activations", "planned", "error"),
+    )
     for one in found:
         state = (
             f"{getattr(one.counted, part):,}"
             + ("" if getattr(one.planned, part) == getattr(one.counted, part) else " ≠")
             for part in EXACT
         )
-        kept = f"{one.kept:,}", f"{one.counted.activations:,}", f"{100 * one.error:+.2f} %"
+        kept = f"{one.counted.activations:,}", f"{one.kept:,}", f"{100 * one.error:+.2f} %"
         table.add_row(str(one.layout), str(one.rank), *state, *kept)
     console.print(table)
     told = summary(found)
@@ -223,10 +223,3 @@ def main(arguments: list[str]) -> int:
         f"{told['layouts']} layouts, {told['exact']} of {told['ranks']} ranks with state exact to the byte; activations off by "
         f"{100 * told['mean_error']:.2f} % on average, {100 * told['worst_error']:.2f} % at worst"
     )
-    figures = [
-        {"layout": str(one.layout), "rank": one.rank, "planned": one.planned.parts(), "counted": vars(one.counted)}
-        for one in found
-    ]
-    about = {"date": time.strftime("%Y-%m-%d"), "environment": environment(), **told}
-    write_figures({**about, "ranks": figures}, options.json)
-    return 0 if told["exact"] == told["ranks"] and told["worst_error"] <= WITHIN else 1

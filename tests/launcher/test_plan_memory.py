@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from launcher.bench.plan import main
 from launcher.bench.plan_layouts import MXFP8, Layout, sample
-from launcher.bench.plan_memory import WITHIN, Found, batch_for, compare, main, spec_for, summary, work_of
+from launcher.bench.plan_memory import WITHIN, Found, batch_for, compare, spec_for, summary, work_of
 from launcher.config import OptimizerConfig, RecipeError
 from launcher.plan.flight import moments
 from launcher.plan.memory import Work, fullest, memory_of
 from models.config import ModelConfig, count_parameters
 from models.loss import LossConfig
+from models.moe.config import MoEConfig
 from parallel.config import ParallelConfig, PrecisionConfig
 from parallel.engines.torch import TorchEngine
 from parallel.mesh import Mesh
@@ -28,9 +32,9 @@ LARGE = ModelConfig(
 )
 
 
-def layout(parallel: ParallelConfig, precision: str = "bf16", **options: object) -> Layout:
+def layout(parallel: ParallelConfig, precision: str = "bf16", model: ModelConfig = SMALL, **options: object) -> Layout:
     chosen: dict = {"sequence_length": 64, "micro_batch": 2, "micro_batches": 2, **options}
-    return Layout("llama", SMALL, parallel, PrecisionConfig(precision), **chosen)
+    return Layout("llama", model, parallel, PrecisionConfig(precision), **chosen)
 
 
 def work(model: ModelConfig = LARGE, **options: object) -> Work:
@@ -67,13 +71,20 @@ def assert_planned(found: list[Found]) -> None:
 FEW = [
     layout(ParallelConfig(data=2, engine="torch", zero_stage=3, recompute="block")),
     layout(ParallelConfig(data=2, engine="deepspeed", zero_stage=1)),
+    layout(ParallelConfig(data=2, engine="deepspeed", zero_stage=1), "fp32", micro_batches=1),
     layout(ParallelConfig(data=2, engine="deepspeed", zero_stage=2), "fp32"),
+    layout(
+        ParallelConfig(data=2, expert=2, engine="deepspeed", zero_stage=2, recompute="block"),
+        "fp32",
+        model=replace(SMALL, moe=MoEConfig(experts=4, expert_size=64, top_k=2)),
+        micro_batches=1,
+    ),
     layout(ParallelConfig(tensor=2, data=1, engine="torch", sequence_parallel=True, zero_stage=0), "fp32"),
     layout(
         ParallelConfig(pipeline=2, data=1, engine="torch", schedule="interleaved_1f1b", virtual_stages=2),
         micro_batches=4,
     ),
-    layout(ParallelConfig(pipeline=2, data=1, engine="torch", schedule="zbv"), "fp32", micro_batches=4),
+    layout(ParallelConfig(pipeline=2, data=1, engine="torch", schedule="zbv"), micro_batches=4),
     layout(ParallelConfig(pipeline=2, data=1, engine="deepspeed", recompute="selective")),
     layout(ParallelConfig(context=2, data=1, engine="torch", zero_stage=2), loss=LossConfig(fused=True)),
 ]
@@ -176,10 +187,25 @@ def test_the_bench_sums_up_and_refuses(pools: Pools) -> None:
     (found,) = counted(pools, [layout(ParallelConfig(data=1, engine="torch"), "fp32")])
     off = replace(found, counted=replace(found.counted, weights=found.counted.weights + 1, activations=found.kept * 2))
     told = summary([found, off])
-    assert (told["ranks"], told["exact"]) == (2, 1)
+    assert (told["ranks"], told["exact"], told["met"]) == (2, 1, False)
     assert told["worst_error"] == 0.5
-    with pytest.raises(RecipeError, match="--layouts=0"):
-        main(["--layouts", "0"])
+    assert summary([found])["met"]
+    for arguments, words in (
+        (["--layouts", "0"], "--layouts=0: must be at least 1"),
+        (["--only", "time", "--seed", "3"], "--seed: has no effect with --only=time"),
+    ):
+        with pytest.raises(RecipeError, match=words):
+            main(arguments)
+
+
+def test_the_bench_tells_each_of_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory of a draw whose first layout is of one process."""
+    told = tmp_path / "figures.json"
+    for part, words in (("time", "mean error"), ("search", "layouts judged"), ("memory", "1 layouts, 1 of 1 ranks")):
+        flags = {"search": ["--judged", "2000"], "memory": ["--layouts", "1", "--seed", "9"]}.get(part, [])
+        assert main(["--only", part, *flags, "--json", str(told)]) == 0
+        assert words in capsys.readouterr().out
+        assert set(json.loads(told.read_text())) == {"date", "environment", part}
 
 
 @pytest.mark.gpu
