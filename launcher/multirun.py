@@ -28,6 +28,7 @@ from hydra.plugins.launcher import Launcher
 
 from launcher.config import RecipeError
 from launcher.exits import AGAIN
+from launcher.spawn import start_module
 from launcher.sweep.array import array_script, submit_array
 
 PACKAGE = (
@@ -121,23 +122,14 @@ class Processes(_Launcher):
 
     def _start(self, job: Job) -> subprocess.Popen:
         job.directory.mkdir(parents=True, exist_ok=True)
-        root = str(Path(__file__).resolve().parents[1])
         every = sorted(os.sched_getaffinity(0))
         print(f"{job.directory}: begins, log in {job.directory / LOG}", flush=True)
-        with open(job.directory / LOG, "ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "launcher.sweep.child", *job.words],
-                env={
-                    **os.environ,
-                    "TRIAXIS_PARENT": str(os.getpid()),
-                    "TRIAXIS_CORES": ",".join(map(str, every)),
-                    "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
-            )
+        return start_module(
+            "launcher.sweep.child",
+            *job.words,
+            log=job.directory / LOG,
+            variables={"TRIAXIS_PARENT": str(os.getpid()), "TRIAXIS_CORES": ",".join(map(str, every))},
+        )
 
 
 class Slurm(_Launcher):

@@ -12,12 +12,12 @@ import contextlib
 import gc
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.failure import log_path
+from launcher.spawn import start_module
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -61,15 +61,15 @@ class Nursery:
         self._told = b""
         self._pipe, theirs = os.pipe()
         try:
-            with open(log_path(directory, 0), "ab") as log:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-u", "-m", "launcher.nursery", str(directory), str(theirs)],
-                    env=dict(environment),
-                    stdin=subprocess.DEVNULL,
-                    stderr=log,
-                    pass_fds=(theirs,),
-                    start_new_session=True,
-                )
+            self.process = start_module(
+                "launcher.nursery",
+                str(directory),
+                str(theirs),
+                log=log_path(directory, 0),
+                variables=environment,
+                terminal=True,
+                pipes=(theirs,),
+            )
         finally:
             os.close(theirs)
 

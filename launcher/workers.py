@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from typing import Protocol
 from launcher.exits import AGAIN, DONE, FAILED
 from launcher.failure import Failure, clear_failures, first_cause, how_ended, log_path, read_failures, tell_first
 from launcher.nursery import Nursery
+from launcher.spawn import start_module
 
 GRACE_SECONDS = 2.0  # between a failure and the end of the other ranks: they cannot go on without the failed one
 
@@ -73,7 +73,6 @@ def run_workers(directory: Path, recipe_path: Path, world_size: int, threads: in
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     clear_failures(directory)
     common = {
-        **os.environ,
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
@@ -83,7 +82,6 @@ def run_workers(directory: Path, recipe_path: Path, world_size: int, threads: in
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "TRIAXIS_RECIPE": str(recipe_path),
         "TRIAXIS_PARENT": str(os.getpid()),
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]),
         **extra,
     }
     ranks: list[Rank] = []
@@ -102,16 +100,9 @@ def run_workers(directory: Path, recipe_path: Path, world_size: int, threads: in
         return _watch(directory, ranks, signals)
 
 
-def _start(directory: Path, rank: int, common: dict[str, str]) -> subprocess.Popen:
-    with open(log_path(directory, rank), "ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-u", "-m", "launcher.train"],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.DEVNULL,
-            stdout=None if rank == 0 else log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C reaches the launcher alone, which passes it on once
-        )
+def _start(directory: Path, rank: int, common: dict[str, str]) -> Rank:
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return start_module("launcher.train", log=log_path(directory, rank), variables=common | place, terminal=rank == 0)
 
 
 class _Forwarding:

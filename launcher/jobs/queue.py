@@ -11,8 +11,6 @@ import fcntl
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 from launcher.jobs.config import JobError
 from launcher.jobs.folder import Folder
 from launcher.jobs.scheduler import Job
+from launcher.spawn import start_module
 
 FILE_NAME, LOCK_NAME, LOG_NAME = "queue.db", "runner.lock", "runner.log"
 SHOWN = 200  # newest jobs that are told of
@@ -151,17 +150,9 @@ class LocalQueue:
 
     def ensure_runner(self) -> None:
         """Start a runner, which leaves at once where one runs already."""
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        with open(self.directory / LOG_NAME, "ab") as log:
-            subprocess.Popen(
-                [sys.executable, "-m", "launcher.jobs.runner", str(self.directory)],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # it outlives the shell
-            )
+        start_module(
+            "launcher.jobs.runner", str(self.directory), log=self.directory / LOG_NAME
+        )  # it outlives the shell
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 from launcher.callbacks.metrics import FILE_NAME, parse_line
 from launcher.compose import load_recipe
 from launcher.exits import AGAIN
+from launcher.spawn import start_module
 from launcher.submit import ONE_OF_MANY
 from launcher.sweep.child import CORES
 from launcher.sweep.config import SweepConfig
@@ -101,22 +101,17 @@ class Runner:
         directory.mkdir(parents=True, exist_ok=True)
         more = ["--config-dir", self.config_dir] if self.config_dir else []
         place = [f"run.dir={directory.parent}", f"run.name={directory.name}"]
-        root = str(Path(__file__).resolve().parents[2])
-        with open(directory / LOG, "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "launcher.sweep.child", "train", *row.overrides, *place, *more],
-                env={
-                    **os.environ,
-                    ONE_OF_MANY: str(self.store.directory),
-                    "TRIAXIS_PARENT": str(os.getpid()),
-                    CORES: ",".join(map(str, self._share(slot))),
-                    "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on once
-            )
+        process = start_module(
+            "launcher.sweep.child",
+            "train",
+            *(*row.overrides, *place, *more),
+            log=directory / LOG,
+            variables={
+                ONE_OF_MANY: str(self.store.directory),
+                "TRIAXIS_PARENT": str(os.getpid()),
+                CORES: ",".join(map(str, self._share(slot))),
+            },
+        )
         self._children.append(_Child(row, directory, process, time.monotonic(), slot))
         self.show.began(row)
 
