@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from parallel.check import resolve_world
 from parallel.config import ParallelConfig
+from parallel.gloo import share_device
 from parallel.megatron import parallel_state
 
 
@@ -38,6 +39,7 @@ class Mesh:
 
     def __init__(self, config: ParallelConfig, device: torch.device) -> None:
         """Join the world named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, if not joined already."""
+        share_device()
         if not dist.is_initialized():
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",

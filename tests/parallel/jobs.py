@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -312,6 +313,15 @@ def describe_mesh(config: ParallelConfig) -> MeshSeen:
     )
     mesh.close()
     return seen
+
+
+def gloo_loops(config: ParallelConfig) -> tuple[int, int]:
+    """(process groups, threads that wait for gloo's sockets) of this process while it has a mesh."""
+    mesh = Mesh(config, CPU)
+    names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
+    found = len(dist.distributed_c10d._world.pg_map), names.count("gloo_tcp_loop")
+    mesh.close()
+    return found
 
 
 def census() -> dict[str, Any]:

@@ -115,6 +115,13 @@ def test_the_context_axis_cuts_what_flows_between_layers(pools: Pools) -> None:
             assert set(lengths) == {LENGTH // 4}
 
 
+def test_one_thread_waits_for_all_groups(pools: Pools) -> None:
+    """A device of its own for each group would be a thread that wakes a hundred times a second."""
+    for groups, loops in pools.run(4, jobs.gloo_loops, config=ParallelConfig(tensor=2, pipeline=2)):
+        assert groups > 10
+        assert loops == 1
+
+
 LEAVING = [
     {"engine": "torch"},
     {"data": 2, "zero_stage": 0},
