@@ -15,8 +15,8 @@ import torch
 
 
 @contextmanager
-def _lean() -> Iterator[None]:
-    """While megatron-core is imported: no wandb to be found, and torch.compile leaves functions as they are."""
+def lean() -> Iterator[None]:
+    """While megatron-core or DeepSpeed's Muon is imported: no wandb to be found, and torch.compile leaves functions as is."""
 
     def as_it_is(function: Any = None, **_: Any) -> Any:
         return as_it_is if function is None else function
@@ -32,7 +32,7 @@ def _lean() -> Iterator[None]:
             del sys.modules["wandb"]
 
 
-with warnings.catch_warnings(), _lean():
+with warnings.catch_warnings(), lean():
     warnings.simplefilter("ignore")
     from megatron.core import ModelParallelConfig, parallel_state
     from megatron.core.tensor_parallel import (
@@ -51,6 +51,7 @@ __all__ = [
     "RowParallelLinear",
     "VocabParallelEmbedding",
     "copy_to_tensor_model_parallel_region",
+    "lean",
     "linear_with_grad_accumulation_and_async_allreduce",
     "parallel_state",
 ]

@@ -25,11 +25,16 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
-from deepspeed.runtime import compiler
 from deepspeed.runtime.pipe import p2p
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+from parallel.megatron import lean
+
+# ZeRO asks whether the optimizer is Muon, for whose functions torch.compile would import inductor: 1 to 3 s a process
+with lean():
+    import deepspeed.runtime.zero.muon.muon_optimizer
 
 from models.decoder import (
     Block,
@@ -70,20 +75,6 @@ from parallel.experts import same_on_replicas
 from parallel.layers import layers_for, logits_at
 from parallel.mesh import MegatronUnit, Mesh
 from parallel.stages import stage_bounds
-
-
-def _import_muon() -> None:
-    """DeepSpeed imports its Muon, which no recipe uses, to see whether an optimizer is one, and hands its functions to
-    torch.compile, which imports inductor: seconds for each rank. Here they stay as they are."""
-    compiling = compiler.compile
-    compiler.compile = lambda *args, **options: lambda function: function
-    try:
-        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
-    finally:
-        compiler.compile = compiling
-
-
-_import_muon()
 
 
 class DeepSpeedEngine:
