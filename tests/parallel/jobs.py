@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -335,4 +336,5 @@ def census() -> dict[str, Any]:
         "groups": len(dist.distributed_c10d._world.pg_map),
         "engines": [type(found).__name__ for found in alive if type(found).__name__ in kinds],
         "parameters": sum(type(found) is torch.nn.Parameter for found in alive),
+        "inductor": "torch._inductor.compile_fx" in sys.modules,
     }

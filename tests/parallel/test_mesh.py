@@ -155,3 +155,4 @@ def test_a_closed_engine_leaves_nothing_behind(options: dict, pools: Pools) -> N
         assert one["parameters"] == other["parameters"] == 0
         assert other["threads"] <= one["threads"]
         assert other["files"] <= one["files"]
+        assert not one["inductor"], "a second or more of each process, for nothing where no block is compiled"
