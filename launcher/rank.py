@@ -18,6 +18,7 @@ from launcher.machine import choose_device, threads_for
 from launcher.schema import to_plain
 from launcher.workers import name_process
 from parallel.checkpoint.errors import NotSaved
+from parallel.gloo import share_device
 
 
 def obtain_recipe(arguments: list[str]) -> tuple[Recipe, torch.device]:
@@ -26,6 +27,7 @@ def obtain_recipe(arguments: list[str]) -> tuple[Recipe, torch.device]:
     if "TRIAXIS_RECIPE" in os.environ:
         recipe = load_recipe(Path(os.environ["TRIAXIS_RECIPE"]))
         return recipe, claim_device(recipe)
+    share_device()
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     told: list = [None]
     if dist.get_rank() == 0:

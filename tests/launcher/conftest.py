@@ -50,7 +50,7 @@ STEPS = 120  # of the straight run
 def straight(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """The run directory of one process that nobody disturbed: a checkpoint every 20 steps, validation every 30."""
     directory = tmp_path_factory.mktemp("straight")
-    triaxis = Triaxis(directory)
+    triaxis = Triaxis(directory, cold=True)  # what forks compute is held against it
     try:
         triaxis.run("train", *straight_recipe(corpus))
     finally:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.checkpoint.store import Store, step_name
+from tests.launcher.warm import SERVER, Command, below
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "TRIAXIS_TEST_MARK"
@@ -87,7 +88,7 @@ class Done:
 class Started:
     """A command that runs; its output goes to a file."""
 
-    def __init__(self, process: subprocess.Popen, log: Path, owner: Triaxis) -> None:
+    def __init__(self, process: subprocess.Popen | Command, log: Path, owner: Triaxis) -> None:
         self.process, self.log, self.owner = process, log, owner
         self.began = time.monotonic()
 
@@ -130,22 +131,30 @@ class Started:
 class Triaxis:
     """Commands in one directory."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, *, cold: bool = False) -> None:
+        self.directory, self.cold = directory, cold
         self.mark = uuid.uuid4().hex
         self._count = 0
-        self._started: list[subprocess.Popen] = []
+        self._started: list[subprocess.Popen | Command] = []
+        self._keepers: list[int] = []
 
     def start(self, *arguments: str, program: Sequence[str] = (), **environment: str) -> Started:
-        """Start `triaxis` (or another program) with arguments."""
+        """Start `triaxis` (or another program) with arguments. A fork of a process that has imported everything where neither
+        program nor environment are the caller's, unless this object is `cold`."""
         self._count += 1
         log = self.directory / f"output_{self._count}.txt"
         inherited = {key: value for key, value in os.environ.items() if key not in INHERITED}
+        variables = {**inherited, MARK: self.mark, **environment}
+        if not (program or environment or self.cold):
+            warm = SERVER.start(arguments, self.directory, variables, log)
+            self._keepers.append(warm.keeper)
+            self._started.append(warm)
+            return Started(warm, log, self)
         with open(log, "wb") as file:
             process = subprocess.Popen(
                 [*(program or [command()]), *arguments],
                 cwd=self.directory,
-                env={**inherited, MARK: self.mark, **environment},
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -161,11 +170,13 @@ class Triaxis:
         return done
 
     def processes(self) -> dict[int, str]:
-        """Living processes that bear the mark, zombies not counted: pid -> command line."""
-        found = {}
+        """Living processes that bear the mark, or descend from a fork, zombies not counted: pid -> command line."""
+        found, forks = {}, set(below(self._keepers))
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                if entry.name.isdigit() and f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes():
+                if entry.name.isdigit() and (
+                    int(entry.name) in forks or f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
+                ):
                     found[int(entry.name)] = (
                         (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     )

@@ -183,7 +183,7 @@ def two_recipe(corpus: Path, *more: str, **options: object) -> list[str]:
 @pytest.fixture(scope="session")
 def straight_two(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """The run directory of two data ranks that nobody disturbed."""
-    triaxis = Triaxis(tmp_path_factory.mktemp("straight_two"))
+    triaxis = Triaxis(tmp_path_factory.mktemp("straight_two"), cold=True)
     try:
         triaxis.run("train", *two_recipe(corpus))
     finally:
