@@ -29,7 +29,7 @@ def test_a_fork_says_and_computes_what_a_real_command_does(corpus: Path, tmp_pat
 
 def timed(line: str) -> bool:
     """Whether a line tells seconds or rates of its machine."""
-    return line.startswith(("health", "product", "step")) or "tokens/s" in line
+    return line.startswith(("health", "product", "axis", "step")) or "tokens/s" in line
 
 
 def test_a_fork_ends_with_a_real_ones_codes(triaxis: Triaxis, corpus: Path) -> None:
