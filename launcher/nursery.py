@@ -81,6 +81,10 @@ class Nursery:
                 found = os.read(self._pipe, 4096)
             except BlockingIOError:
                 return
+            except OSError:
+                if self._pipe < 0:  # a signal's handler has listened to the end
+                    return
+                raise
             *lines, self._told = (self._told + found).split(b"\n")
             for line in lines:
                 what, rank, number = line.split()
@@ -97,8 +101,10 @@ class Nursery:
 
     def _bury(self) -> None:
         """Its end of the pipe is closed: it has ended, and the kernel ends ranks whose parent has."""
-        os.close(self._pipe)
-        self._pipe = -1
+        pipe, self._pipe = self._pipe, -1
+        if pipe < 0:  # a signal's handler came in between
+            return
+        os.close(pipe)
         code = self.process.wait()
         for rank in self.ranks:
             if rank.returncode is None:

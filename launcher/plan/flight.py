@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 from parallel.config import ParallelConfig
 from parallel.schedule import SCHEDULES, owner, stage_count, stages_of, stages_per_rank
 
@@ -28,11 +30,6 @@ class Moment:
     held: tuple[int, ...]
     halved: tuple[int, ...]
     sent: int = 0
-
-    def covers(self, other: Moment) -> bool:
-        """Whether nothing is less than in another moment."""
-        mine, theirs = (*self.held, *self.halved, self.sent), (*other.held, *other.halved, other.sent)
-        return all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
 def moments(config: ParallelConfig, rank: int, micro_batches: int) -> tuple[Moment, ...]:
@@ -103,7 +100,10 @@ def _played(schedule: str, degree: int, virtual: int, rank: int, micro_batches: 
             halved[stage] -= not whole
             held[stage] -= 1
             sent += onward[stage] + (whole and back[stage])
-    return tuple(one for one in seen if not any(other != one and other.covers(one) for other in seen))
+    different = sorted(seen, key=lambda one: (one.held, one.halved, one.sent))
+    numbers = np.array([(*one.held, *one.halved, one.sent) for one in different])
+    covered = (numbers[:, None] >= numbers[None]).all(axis=2).sum(axis=0) > 1  # by another than itself
+    return tuple(one for one, less in zip(different, covered, strict=True) if not less)
 
 
 def _order(schedule: str, degree: int, virtual: int, rank: int, micro_batches: int) -> Actions:

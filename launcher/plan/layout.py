@@ -5,9 +5,12 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from launcher.config import Recipe, RecipeError
 from launcher.plan.show import planned, span_text
@@ -66,24 +69,22 @@ def rank_table(recipe: Recipe, world: int) -> str:
     return "\n".join(lines)
 
 
+def _corners(slot: Slot) -> tuple[tuple[float, float], ...]:
+    """Of its box: time, and how far from the middle of its row."""
+    return (slot.begin, -0.42), (slot.end, -0.42), (slot.end, 0.42), (slot.begin, 0.42)
+
+
 def draw(slots: list[Slot], parallel: ParallelConfig, micro_batches: int) -> bytes:
     """A PNG: a row a rank of the pipeline axis, time to the right; later stages of a rank are lighter."""
     end, ranks = max(slot.end for slot in slots), parallel.pipeline
     figure = Figure(figsize=(min(24.0, max(8.0, end * 0.22)), 1.4 + 0.42 * ranks), dpi=130, layout="constrained")
     axes = figure.subplots()
-    for slot in slots:
-        turn = stages_of(parallel, slot.rank).index(slot.stage)
-        box = (slot.begin, slot.rank - 0.42), slot.end - slot.begin, 0.84
-        axes.add_patch(
-            Rectangle(
-                *box,
-                facecolor=COLOURS[slot.kind],
-                alpha=max(0.35, 1 - 0.4 * turn),
-                edgecolor=LIGHT.paper,
-                linewidth=0.6,
-            )
-        )
-        if len(slots) <= MOST_NUMBERED:
+    turns = [{stage: turn for turn, stage in enumerate(stages_of(parallel, rank))} for rank in range(ranks)]
+    corners = np.array([[(at, slot.rank + y) for at, y in _corners(slot)] for slot in slots])
+    faces = [to_rgba(COLOURS[slot.kind], max(0.35, 1 - 0.4 * turns[slot.rank][slot.stage])) for slot in slots]
+    axes.add_collection(PolyCollection(corners, facecolors=faces, edgecolors=LIGHT.paper, linewidths=0.6))
+    if len(slots) <= MOST_NUMBERED:
+        for slot in slots:
             centre = (slot.begin + slot.end) / 2
             axes.text(centre, slot.rank, str(slot.micro_batch), ha="center", va="center", fontsize=6, color=LIGHT.ink)
     axes.set_xlim(0, end)

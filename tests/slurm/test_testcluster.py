@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -92,16 +92,28 @@ def undisturbed(triaxis: Triaxis, corpus: Path) -> Path:
     return ended(triaxis, submitted(triaxis, *recipe(corpus, "n2", "n3")))
 
 
-def hold(triaxis: Triaxis, run: Path, step: int, true: Callable[[], object]) -> None:
-    """Let the ranks stand still from a step on until something has come about, so that no machine is too fast for it."""
-    end = time.monotonic() + PATIENCE
-    while last_step(run) < step and not true() and time.monotonic() < end:
+def asked(pid: int) -> bool:
+    """Whether a process that stands still has been sent a signal that asks it to stop."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        pending = int(status.split("ShdPnd:")[1].split()[0], 16)
+        return any(pending >> (number - 1) & 1 for number in (signal.SIGUSR2, signal.SIGTERM))
+    return True  # it is no more
+
+
+@contextlib.contextmanager
+def held(triaxis: Triaxis, run: Path, step: int) -> Iterator[None]:
+    """The ranks stand still from a step on until what is done here has reached them or the job's controller, so that no machine
+    is too fast for it."""
+    told, end = folders(run)[-1].path / TOLD, time.monotonic() + PATIENCE
+    while last_step(run) < step and not told.exists() and time.monotonic() < end:
         time.sleep(0.005)
     ranks = rank_processes(triaxis).values()
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
     try:
-        until(true, "what the ranks wait for", triaxis)
+        yield
+        until(lambda: told.exists() or all(map(asked, ranks)), "the job knew of it", triaxis)
     finally:
         for pid in ranks:
             with contextlib.suppress(ProcessLookupError):
@@ -113,15 +125,18 @@ def time_limit(triaxis: Triaxis, corpus: Path, **options: object) -> Path:
     its first steps until they are told; a later one makes one step where it starts too slowly to make all that are left."""
     limits = {"job__time": "2", "job__signal_seconds": 110, "job__restarts": FEW + 2, "train__max_steps": FEW}
     run = submitted(triaxis, *recipe(corpus, "n2", "n3", **limits, **options))
-    hold(triaxis, run, 1, (folders(run)[-1].path / TOLD).exists)
+    with held(triaxis, run, 1):
+        pass
     return ended(triaxis, run)
 
 
 def preempted(triaxis: Triaxis, corpus: Path, partition: str, *nodes: str) -> Path:
     """A job of a better partition takes both nodes."""
     run = submitted(triaxis, *recipe(corpus, *nodes, cluster__partition=partition))
-    reach(triaxis, run, 2 * EVERY)
-    tool("sbatch", "-p", "high", "-w", ",".join(nodes), "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    with held(triaxis, run, 2 * EVERY):
+        tool(
+            "sbatch", "-p", "high", "-w", ",".join(nodes), "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"
+        )
     return ended(triaxis, run)
 
 
@@ -152,9 +167,9 @@ def crash_loop(triaxis: Triaxis, corpus: Path) -> Path:
 
 def cancelled(triaxis: Triaxis, corpus: Path) -> Path:
     run = submitted(triaxis, *recipe(corpus, "n2", "n3"))
-    reach(triaxis, run, EVERY)
-    done = triaxis.start("cancel", "run").wait(120, code=0)
-    assert "saves and ends" in done.output
+    with held(triaxis, run, EVERY):
+        done = triaxis.start("cancel", "run").wait(120, code=0)
+        assert "saves and ends" in done.output
     return ended(triaxis, run)
 
 
