@@ -184,7 +184,7 @@ ONE_PASS = [
 
 @pytest.mark.parametrize("case", ONE_PASS, ids=lambda case: f"{case}-{case.kernels}")
 def test_training_is_that_of_torchs_adamw(case: Case, pools: Pools) -> None:
-    ours, theirs = (pools.run(case.world_size, jobs.train, case=one, steps=4)[0] for one in (case, plain(case)))
+    ours, theirs = (pools.run(case.world_size, jobs.train, case=one, steps=2)[0] for one in (case, plain(case)))
     # bf16: masters that differ in a last bit may round to another bf16 weight
     tolerance = 1e-5 if case.precision == FP32 else 2e-3
     assert ours.losses == pytest.approx(theirs.losses, rel=tolerance)

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 STEPS, EVERY = 150, 10  # steps of a run, and between checkpoints
 STEP = 512  # tokens; a step takes some 50 ms, so that a run can be stopped on its way
-FEW = 8  # steps of a run that is stopped by its time limit
+FEW = 6  # steps of a run that is stopped by its time limit
 PATIENCE = 900.0  # seconds for one run, on a machine that is busy
 
 
