@@ -5,7 +5,6 @@ from __future__ import annotations
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
@@ -80,7 +79,7 @@ def draw(slots: list[Slot], parallel: ParallelConfig, micro_batches: int) -> byt
     figure = Figure(figsize=(min(24.0, max(8.0, end * 0.22)), 1.4 + 0.42 * ranks), dpi=130, layout="constrained")
     axes = figure.subplots()
     turns = [{stage: turn for turn, stage in enumerate(stages_of(parallel, rank))} for rank in range(ranks)]
-    corners = np.array([[(at, slot.rank + y) for at, y in _corners(slot)] for slot in slots])
+    corners = [[(at, slot.rank + y) for at, y in _corners(slot)] for slot in slots]
     faces = [to_rgba(COLOURS[slot.kind], max(0.35, 1 - 0.4 * turns[slot.rank][slot.stage])) for slot in slots]
     axes.add_collection(PolyCollection(corners, facecolors=faces, edgecolors=LIGHT.paper, linewidths=0.6))
     if len(slots) <= MOST_NUMBERED:
