@@ -176,7 +176,7 @@ def _live(directory: Path, rank: int) -> int:
         os.dup2(log, 2)
         os.close(log)
     die_with_parent()
-    name_process(f"rank {rank}")
+    name_process(f"rank_{rank}")
     stop = StopRequest()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     return said_by(rank, train([], stop))

@@ -48,7 +48,7 @@ def take_place() -> None:
         raise RecipeError("python -m launcher.train: is one rank; use `triaxis train`, torchrun or srun to start it")
     for ours, slurms in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID")):
         os.environ.setdefault(ours, os.environ.get(slurms, "0"))
-    name_process(f"rank {os.environ['RANK']}")
+    name_process(f"rank_{os.environ['RANK']}")
 
 
 def compose_and_check(arguments: list[str], world_size: int) -> dict:

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -195,9 +196,11 @@ def die_with_parent() -> None:
 
 
 def name_process(name: str) -> None:
-    """What ps and top call this process, in at most 15 characters (Linux prctl PR_SET_NAME)."""
+    """What ps and top call this process, in at most 15 characters (Linux prctl PR_SET_NAME), none of them a space: SLURM's
+    proctrack/linuxproc cannot read /proc/PID/stat of a process with a space in its name, and signals or kills none such."""
     import ctypes
 
+    assert len(name) <= 15 and not re.search(r"\s", name), name
     ctypes.CDLL(None).prctl(15, name.encode())
 
 

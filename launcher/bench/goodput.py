@@ -185,7 +185,7 @@ def _a_rank(launcher: int) -> int | None:
     for parent in below:
         with contextlib.suppress(OSError):
             below += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
-            if Path(f"/proc/{parent}/comm").read_text().startswith("rank "):
+            if Path(f"/proc/{parent}/comm").read_text().startswith("rank_"):
                 found.append(parent)
     return max(found, default=None)
 

@@ -212,7 +212,7 @@ def rank_processes(triaxis: Triaxis) -> dict[int, int]:
     found = {}
     for pid in triaxis.processes():
         with contextlib.suppress(OSError):
-            name, _, rank = Path(f"/proc/{pid}/comm").read_text().strip().partition(" ")
+            name, _, rank = Path(f"/proc/{pid}/comm").read_text().strip().partition("_")
             if name == "rank":
                 found[int(rank)] = pid
     return found

@@ -48,7 +48,7 @@ def test_what_a_killed_fork_leaves_is_found(triaxis: Triaxis, corpus: Path) -> N
     started = triaxis.start("train", *minute(corpus, 4000, parallel__data=2))
     started.until(lambda: last_step(run) > 1, "a step")
     names = sorted(Path(f"/proc/{pid}/comm").read_text().strip() for pid in triaxis.processes())
-    assert {"nursery", "rank 0", "rank 1"} <= set(names) and len(names) == 4, names
+    assert {"nursery", "rank_0", "rank_1"} <= set(names) and len(names) == 4, names
     os.kill(started.process.pid, signal.SIGKILL)
     assert started.wait(30).code == -signal.SIGKILL
     triaxis.assert_nothing_runs()
