@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,8 +64,8 @@ class SweepConfig:
         labels = {name: list(overrides_of(name, axis)) for name, axis in self.axes.items()}
         for name, chosen in self.only.items():
             _known(f"sweep.only.{name}", str(name), labels, "axis", "axes")
-            for label in chosen if isinstance(chosen, (list, tuple)) else [chosen]:
-                _known(f"sweep.only.{name}={label}", str(label), labels[name], "label", "labels")
+            for label in _each(chosen):
+                _known(f"sweep.only.{name}={label}", _label_of(label, labels[name]), labels[name], "label", "labels")
         if self.axes:
             self._check_comparison(labels)
 
@@ -98,8 +99,7 @@ class SweepConfig:
         known = list(overrides_of(axis, self.axes[axis]))
         if axis not in self.only:
             return known
-        chosen = self.only[axis]
-        wanted = {str(label) for label in (chosen if isinstance(chosen, (list, tuple)) else [chosen])}
+        wanted = {_label_of(label, known) for label in _each(self.only[axis])}
         return [label for label in known if label in wanted]
 
 
@@ -127,6 +127,22 @@ def _overrides(place: str, given: Any) -> list[str]:
         if text.lstrip("+").startswith(("sweep.", "run.name=", "run.dir=", "experiment=")):
             raise SweepError(f"{place}: {text} cannot differ from run to run; leave it out")
     return list(given)
+
+
+def _each(chosen: Any) -> Sequence[Any]:
+    return chosen if isinstance(chosen, (list, tuple)) else [chosen]
+
+
+def _label_of(given: Any, known: Sequence[str]) -> str:
+    """A label as it was given; of a number, which Hydra reads 3e11 as, the label that is that number."""
+
+    def number(label: str) -> float | None:
+        with contextlib.suppress(ValueError):
+            return float(label)
+        return None
+
+    same = [label for label in known if not isinstance(given, str) and number(label) == given]
+    return same[0] if same and str(given) not in known else str(given)
 
 
 def _known(place: str, name: str, known: Any, what: str, plural: str) -> None:

@@ -53,6 +53,15 @@ def test_points_are_every_combination_of_the_chosen_labels() -> None:
     assert (first.position, second.position) == (1, 3), "places among all, chosen or not"
 
 
+@pytest.mark.parametrize(
+    ("given", "chosen"), [("[3e11,8e11]", ["3e11", "8e11"]), ("[16x2]", ["16x2"]), ("2e12", ["2e12"])]
+)
+def test_labels_that_look_like_numbers_are_chosen_as_they_are_written(given: str, chosen: list[str]) -> None:
+    axis = "size" if "x" in given else "budget"
+    sweep, _ = sweep_of(["experiment=isoflop", f"sweep.only.{axis}={given}"])
+    assert sweep.labels(axis) == chosen
+
+
 def test_the_command_line_gives_axes_and_chooses_labels() -> None:
     sweep, line = sweep_of(["sweep.axes.seed=[1,2,3]", "sweep.only.seed=3", "train.tokens=4096"])
     assert line == ["train.tokens=4096"] and sweep.name == "tiny"
