@@ -57,7 +57,8 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None = None) -> 
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
             raise RecipeError(
-                f"{text}: is not an override; write option=value, quoted where it holds spaces"
+                f"{text.lstrip('+')}: is not an override; write option=value, with quotes round what holds spaces or, in a "
+                "list or map, ="
             ) from error
         key = override.key_or_group.split("@")[0]
         if key in known and "." not in key:

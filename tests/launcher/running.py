@@ -76,6 +76,12 @@ def minute(corpus: Path, steps: int, *more: str, **options: object) -> list[str]
     return ["tracker=none", "precision=fp32", *more, *(f"{key}={value}" for key, value in settings.items())]
 
 
+def minute_sweep(corpus: Path, steps: int, *more: str) -> list[str]:
+    """Overrides of a sweep of the minute run, named s; its axes may choose the learning rate."""
+    decided = ("run.dir=", "run.name=", "optimizer.learning_rate=")
+    return [*(text for text in minute(corpus, steps) if not text.startswith(decided)), "sweep.name=s", *more]
+
+
 @dataclass(frozen=True)
 class Done:
     """A command that ended."""

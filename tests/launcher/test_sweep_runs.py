@@ -9,16 +9,10 @@ from pathlib import Path
 
 from launcher.cli import main
 from launcher.sweep.store import Store
-from tests.launcher.running import INTERRUPTED, Triaxis, curve, last_start, last_step, minute
+from tests.launcher.running import INTERRUPTED, Triaxis, curve, last_start, last_step, minute_sweep
 
 RATES = ["sweep.axes.rate={low: ['optimizer.learning_rate=1e-4'], high: ['optimizer.learning_rate=1e-2']}"]
 COMPARED = ["sweep.compare=rate", "sweep.baseline=low"]
-
-
-def sweep(corpus: Path, steps: int, *more: str) -> list[str]:
-    """Overrides of a sweep of the minute run named s."""
-    decided = ("run.dir=", "run.name=", "optimizer.learning_rate=", "seed=")
-    return [*(text for text in minute(corpus, steps) if not text.startswith(decided)), "sweep.name=s", *more]
 
 
 def states(place: Path) -> list[str]:
@@ -29,7 +23,7 @@ def states(place: Path) -> list[str]:
 
 
 def test_every_run_once_then_table_and_picture(triaxis: Triaxis, corpus: Path, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    line = sweep(
+    line = minute_sweep(
         corpus, 2, *RATES, "sweep.axes.seed=[1,2]", *COMPARED, "sweep.workers=2", "sweep.keep_checkpoints=false"
     )
     some = triaxis.run("sweep", *line, "sweep.only.seed=[1]")
@@ -63,7 +57,9 @@ def test_every_run_once_then_table_and_picture(triaxis: Triaxis, corpus: Path, c
 
 
 def test_interrupted_and_killed_it_goes_on(triaxis: Triaxis, corpus: Path) -> None:
-    line = sweep(corpus, 300, "sweep.axes.seed=[1]", f"checkpoint.every_tokens={128 * 5}", "checkpoint.keep_last=2")
+    line = minute_sweep(
+        corpus, 300, "sweep.axes.seed=[1]", f"checkpoint.every_tokens={128 * 5}", "checkpoint.keep_last=2"
+    )
     place, run = triaxis.directory / "sweeps" / "s", triaxis.directory / "sweeps" / "s" / "runs" / "1"
     started = triaxis.start("sweep", *line)
     started.until_step(run, 8)
@@ -83,7 +79,7 @@ def test_interrupted_and_killed_it_goes_on(triaxis: Triaxis, corpus: Path) -> No
 
 def test_a_failed_run_is_shown_and_tried_again_only_when_asked(triaxis: Triaxis, corpus: Path) -> None:
     broken = "sweep.axes.start={fresh: [], broken: ['run.init_from=nowhere']}"
-    line = sweep(corpus, 2, broken)
+    line = minute_sweep(corpus, 2, broken)
     told = triaxis.run("sweep", *line, code=1).output
     assert "failed  start=broken: nowhere: no such checkpoint directory" in told and "--retry" in told, told
     assert "done    start=fresh" in told and "Traceback" not in told

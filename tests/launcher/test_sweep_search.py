@@ -14,7 +14,7 @@ from launcher.sweep.config import SweepConfig, SweepError
 from launcher.sweep.halving import survivors
 from launcher.sweep.search import Range, SearchConfig, Tried, draw, written
 from launcher.sweep.store import Store
-from tests.launcher.running import Triaxis, curve, minute
+from tests.launcher.running import Triaxis, curve, minute_sweep
 
 SPACE = {
     "optimizer.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
@@ -106,11 +106,6 @@ def test_axes_and_a_space_are_two_sweeps() -> None:
 # Through the command
 
 
-def line(corpus: Path, steps: int, *more: str) -> list[str]:
-    decided = ("run.dir=", "run.name=", "optimizer.learning_rate=")
-    return [*(text for text in minute(corpus, steps) if not text.startswith(decided)), "sweep.name=s", *more]
-
-
 RATE = "sweep.search.space={optimizer.learning_rate: {low: 1e-4, high: 1e-2, log: true}, model.heads: [2, 3]}"
 
 
@@ -118,18 +113,18 @@ def test_a_grid_dearer_than_its_budget_is_refused(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["sweep", *line(corpus, 2), "sweep.axes.seed=[1,2]", "sweep.flops=1e6"]) == 1
+    assert main(["sweep", *minute_sweep(corpus, 2), "sweep.axes.seed=[1,2]", "sweep.flops=1e6"]) == 1
     told = capsys.readouterr().err
     assert "sweep.flops=1e+06: its 2 runs take" in told and "sweep.only" in told
     assert not (tmp_path / "sweeps" / "s" / "runs").exists()
-    given = line(corpus, 2, "sweep.search.kind=random", "sweep.search.trials=2", RATE)
+    given = minute_sweep(corpus, 2, "sweep.search.kind=random", "sweep.search.trials=2", RATE)
     assert main(["sweep", *given, "model.heads=2"]) == 1
     assert "model.heads: is drawn from sweep.search.space and given" in capsys.readouterr().err
 
 
 def test_a_search_goes_on_to_its_trials_and_stops_at_its_budget(triaxis: Triaxis, corpus: Path) -> None:
     """Four trials: the second has three heads, which no model of this width has."""
-    given = [text for text in line(corpus, 2) if not text.startswith("model.heads=")]
+    given = [text for text in minute_sweep(corpus, 2) if not text.startswith("model.heads=")]
     given += ["sweep.search.kind=random", "sweep.search.trials=4", "sweep.search.seed=10", RATE]
     place = triaxis.directory / "sweeps" / "s"
     short = triaxis.run("sweep", *given, "sweep.flops=1e8", code=1)
@@ -149,7 +144,7 @@ def test_a_search_goes_on_to_its_trials_and_stops_at_its_budget(triaxis: Triaxis
 def test_halving_trains_the_best_as_if_alone(triaxis: Triaxis, corpus: Path) -> None:
     rates = {"a": "1e-5", "b": "3e-3"}
     labels = ", ".join(f"{name}: ['optimizer.learning_rate={rate}']" for name, rate in rates.items())
-    given = line(corpus, 8, "sweep.search={kind: halving, rungs: [0.25, 1]}", f"sweep.axes.rate={{{labels}}}")
+    given = minute_sweep(corpus, 8, "sweep.search={kind: halving, rungs: [0.25, 1]}", f"sweep.axes.rate={{{labels}}}")
     done = triaxis.run("sweep", *given, "sweep.keep_checkpoints=false", timeout=500)
     place = triaxis.directory / "sweeps" / "s"
     store = Store(place)

@@ -18,7 +18,7 @@ from launcher.exits import AGAIN, DONE, FAILED
 from launcher.jobs.attempt import TOLD
 from launcher.jobs.folder import folders
 from launcher.jobs.scheduler import ENDED
-from tests.launcher.running import Together, Triaxis, curve, last_step, minute, rank_processes
+from tests.launcher.running import Together, Triaxis, curve, last_step, minute, minute_sweep, rank_processes
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
@@ -166,6 +166,21 @@ def cancelled(triaxis: Triaxis, corpus: Path) -> Path:
     return ended(triaxis, run)
 
 
+def swept(triaxis: Triaxis, corpus: Path) -> Path:
+    """Four runs by an array of two tasks, which share a table."""
+    line = minute_sweep(corpus, 4, "sweep.axes.seed=[1,2,3,4]")
+    done = triaxis.start("sweep", *line, "--slurm=2", "--sbatch=--partition=main").wait(300, code=0)
+    assert "array" in done.output
+    job = done.output.split("array ")[1].split()[0]
+
+    def over() -> bool:
+        return set(tool("squeue", "-h", "-r", "-t", "all", "-o", "%T", "-j", job).split()) <= set(ENDED)
+
+    until(over, "the end of the sweep's tasks", triaxis)
+    triaxis.assert_nothing_runs(30)
+    return triaxis.directory / "sweeps" / "s"
+
+
 @pytest.fixture(scope="module")
 def runs(slurm: Path, corpus: Path, together: Together) -> Together:
     """Every run of this module, two at a time; the longest first."""
@@ -179,6 +194,7 @@ def runs(slurm: Path, corpus: Path, together: Together) -> Together:
     together.add("array", lambda triaxis: time_limit(triaxis, corpus, **chain, job__chain_as="array"))
     together.add("crash loop", lambda triaxis: crash_loop(triaxis, corpus))
     together.add("cancel", lambda triaxis: cancelled(triaxis, corpus))
+    together.add("sweep", lambda triaxis: swept(triaxis, corpus))
     return together
 
 
@@ -259,3 +275,13 @@ def test_a_cancelled_run_has_saved_and_stays_away(runs: Together) -> None:
     attempt = read_attempts(run)[0]
     assert attempt.saved_step == attempt.last_step >= EVERY
     assert_same(run, runs["undisturbed"], attempt.last_step)
+
+
+def test_tasks_of_an_array_share_the_runs_of_a_sweep(runs: Together) -> None:
+    sweep = runs["sweep"]
+    told = [path.read_text() for path in sorted(sweep.glob("slurm-*.out"))]
+    done = [[line for line in text.splitlines() if line.startswith("done")] for text in told]
+    assert len(done) == 2 and all(done), "each task has made runs"
+    assert sorted(line.split()[1] for lines in done for line in lines) == [f"seed={seed}" for seed in (1, 2, 3, 4)], (
+        told
+    )
