@@ -151,6 +151,14 @@ class Pool:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+def in_a_process(job: Callable[..., Any], timeout: float = 120.0, **arguments: Any) -> Any:
+    """The result of a module-level function in a process of its own, which has what ranks import and no process group."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with _environment(SERVER_ENVIRONMENT), context.Pool(1) as pool:
+        return pool.apply_async(job, kwds=arguments).get(timeout)
+
+
 class Pools:
     """One pool for each world size, started when first asked for and again after a failure."""
 

@@ -1,13 +1,10 @@
 """Layouts on paper: 512 ranks in one process, one at a time, and every parameter accounted for.
 
-The fake process group must not meet the real ones of other tests, so each test runs its own interpreter.
+The fake process group must not meet the real ones of other tests, so each of its worlds has a process of its own.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,41 +14,15 @@ import yaml
 from models.config import ModelConfig, count_parameters
 from models.moe.config import MoEConfig
 from parallel.config import ParallelConfig
+from tests.helpers.pool import in_a_process
+from tests.parallel import paper_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
-
-SCRIPT = """
-import json, sys
-from models.config import ModelConfig
-from launcher.schema import build
-from parallel.config import ParallelConfig
-from parallel.paper import build_rank
-task = json.loads(sys.argv[1])
-model, parallel = build(ModelConfig, task["model"]), ParallelConfig(**task["parallel"])
-for rank in task["ranks"]:
-    built = build_rank(model, parallel, task["world"], rank, task["sequence"])
-    owned = sum(
-        __import__("math").prod(shape) for name, shape in built.shapes.items()
-        if (name in built.cut or built.place.tensor == 0)
-        and not name.endswith("(copy)")
-    )
-    counts = {"held": built.held, "owned": owned, "experts": built.experts}
-    print(json.dumps({"rank": rank, **counts, "place": vars(built.place), "blocks": built.blocks}))
-"""
 
 
 def on_paper(model: dict, parallel: dict, world: int, ranks: list[int], sequence: int) -> list[dict]:
     task = {"model": model, "parallel": parallel, "world": world, "ranks": ranks, "sequence": sequence}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(task)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return in_a_process(paper_jobs.on_paper, **task)
 
 
 def preset(name: str) -> dict:

@@ -30,13 +30,15 @@ def case(
     dialect: str,
     optimizer: OptimizerConfig,
     *degrees: int,
-    micro_batch: int = 2,
+    micro_batch: int = 0,
     engine: str = "deepspeed",
     objective: str = "",
     **options: object,
 ) -> Case:
-    """degrees: tensor, pipeline, data."""
+    """degrees: tensor, pipeline, data. micro_batch: rows; by default two micro-batches a step, or four where they fill a
+    pipeline: each costs as many collectives, and the second shows what gradients are summed by."""
     tensor, pipeline, data = degrees
+    micro_batch = micro_batch or (2 if pipeline > 1 else max(2, SEQUENCES // data // 2))
     parallel = ParallelConfig(engine=engine, tensor=tensor, pipeline=pipeline, data=data, **options)  # type: ignore[arg-type]
     return Case(dialect, parallel, optimizer=optimizer, micro_batch=micro_batch, objective=objective)
 

@@ -120,7 +120,9 @@ CURVES = [
         layout("gpt", 1, 2, 2, zero_stage=1),
         layout("gpt", 2, 1, 2, zero_stage=2, sequence_parallel=True),
         layout("post", 2, 2, 2, zero_stage=1),
-        layout("documents", 2, 1, 1, engine="torch", context=2, zero_stage=2, sequence_parallel=True),
+        replace(
+            layout("documents", 2, 1, 1, engine="torch", context=2, zero_stage=2, sequence_parallel=True), micro_batch=4
+        ),
     )
 ]
 
@@ -150,7 +152,7 @@ HALF_LAYOUTS = [
 
 
 def half(layout: ParallelConfig, **options: int) -> Case:
-    return Case("gpt", layout, PrecisionConfig("fp16", **options), micro_batch=1)
+    return Case("gpt", layout, PrecisionConfig("fp16", **options), micro_batch=2)
 
 
 @pytest.mark.parametrize("layout", HALF_LAYOUTS, ids=lambda layout: str(half(layout)))
