@@ -11,17 +11,7 @@ from typing import Any
 
 from launcher.cluster import ClusterConfig
 from launcher.config import RecipeError
-
-# dense bf16 matrix products, FLOP/s, from the vendors' data sheets (without sparsity)
-PEAK_BF16 = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-}
+from launcher.plan.chips import peak_of_device
 
 
 def gpu_count() -> int:
@@ -60,8 +50,7 @@ def peak_flops(precision: str) -> float | None:
 
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name()
-    peak = next((value for key, value in PEAK_BF16.items() if key in name), None)
+    peak = peak_of_device(torch.cuda.get_device_name())
     return peak / 2 if peak and precision == "fp32" else peak  # fp32 through TF32 units
 
 

@@ -5,6 +5,7 @@ One row serves every plan and every published figure that plans are checked agai
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from launcher.plan.errors import PlanError
@@ -113,6 +114,33 @@ CHIPS = {
         ),
     )
 }
+
+
+DEVICES = (
+    # boards of a chip with less power or fewer units than the one above: their own data sheets, dense
+    (r"H[12]00 NVL", 835e12),
+    (r"H[18]00 PCIe", 756e12),
+    (r"H20\b", 148e12),
+    (r"GH200", CHIPS["gh200"].flops),
+    (r"H200", CHIPS["h200"].flops),
+    (r"H100", CHIPS["h100_sxm"].flops),
+    (r"H800", CHIPS["h800"].flops),
+    (r"A[18]00\b", CHIPS["a100_80gb"].flops),
+    (r"(?<!G)B200", CHIPS["b200"].flops),
+    (r"MI300X", CHIPS["mi300x"].flops),
+    (r"L40S", 362e12),
+    (r"L40\b", 181e12),
+    (r"L4\b", 121e12),
+    (r"A40\b", 150e12),
+    (r"A30\b", 165e12),
+)
+"""Peak FLOP/s in bf16 by what a driver calls its device; the first expression that is found counts."""
+
+
+def peak_of_device(name: str) -> float | None:
+    """Peak dense bf16 FLOP/s of a device by the name that its driver gives it, such as NVIDIA H100 80GB HBM3; None where it is
+    not known."""
+    return next((flops for pattern, flops in DEVICES if re.search(pattern, name)), None)
 
 
 def chip_of(name: str) -> Chip:

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from launcher.bench.plan import GOALS, compared
-from launcher.plan.chips import CHIPS
+from launcher.plan.chips import CHIPS, peak_of_device
 from launcher.plan.errors import PlanError
 from launcher.plan.layers import block_cost, cut_of
 from launcher.plan.machine import Machine
@@ -185,3 +185,32 @@ def test_rows_that_cannot_be_are_refused(tmp_path: Path) -> None:
         read_rows(path)
     with pytest.raises(PlanError, match="cannot be read"):
         read_rows(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H20", 148e12),
+        ("NVIDIA H800", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA A800-SXM4-80GB", 312e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", None),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L4", 121e12),
+        ("AMD Instinct MI300X", 1307e12),
+        ("NVIDIA A10G", None),
+        ("NVIDIA A4000", None),
+        ("Tesla V100-SXM2-32GB", None),
+    ],
+)
+def test_a_devices_peak_is_its_boards_own(device: str, peak: float | None) -> None:
+    """Utilisation is counted by it: a board of less power is not the chip's best, and what is not known is not guessed."""
+    assert peak_of_device(device) == peak
