@@ -71,6 +71,7 @@ def work_of(layout: Layout) -> Work:
         layout.optimizer,
         layout.loss,
         reweighted=False,
+        gpu=False,
         kernels=False,
     )
 

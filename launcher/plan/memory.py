@@ -110,7 +110,7 @@ def _resolved(parallel: ParallelConfig) -> ParallelConfig:
 def _memory(work: Work, parallel: ParallelConfig, micro_batch: int, rank: int) -> Memory:
     count = work.batch_sequences // (micro_batch * parallel.data)
     stages = stages_on(work.model, parallel, rank, work.sequence_length)
-    state = state_of(work.model, stages, parallel, work.size, work.optimizer, micro_batches=count)
+    state = state_of(work.model, stages, parallel, work.size, work.optimizer, micro_batches=count, overlap=work.gpu)
     setting = setting_of(work, parallel, micro_batch)
     logits, moment = loss_bytes(work, setting, parallel) if has_head(parallel, rank) else (0, 0)
     activations, logits = held_by(work, setting, parallel, stages, logits, moments(parallel, rank, count))
@@ -133,7 +133,7 @@ def _memory(work: Work, parallel: ParallelConfig, micro_batch: int, rank: int) -
         buffers,
         host=state.host,
     )
-    return _with_allowances(found) if work.kernels else found
+    return _with_allowances(found) if work.gpu else found
 
 
 def _with_allowances(found: Memory) -> Memory:

@@ -118,16 +118,17 @@ def state_of(
     optimizer: OptimizerConfig,
     *,
     micro_batches: int,
+    overlap: bool,
 ) -> State:
     """State of a rank that holds these stages. parallel: resolved, its engine too; size: bytes of a number of the model's type;
-    micro_batches: of a step on each data rank."""
+    micro_batches: of a step on each data rank; overlap: whether gradients are reduced beside backward."""
     sharded = parallel.engine == "torch" and parallel.model_parallel * parallel.data > 1
     copies = (parallel.data_replicas if parallel.zero_stage else parallel.replicas) if sharded else 1
     shards = parallel.replicas // copies
     expert_shards = max(1, shards // parallel.expert)
     total = totals_of(model, stages, parallel.tensor, parallel.expert, shards, expert_shards)
     if parallel.engine == "deepspeed":
-        return _deepspeed(total, model, stages, parallel, size, optimizer, micro_batches)
+        return _deepspeed(total, model, stages, parallel, size, optimizer, micro_batches, overlap)
     if not sharded:
         return _one_process(total, size, optimizer)
     passing = 0
@@ -191,6 +192,7 @@ def _deepspeed(
     size: int,
     optimizer: OptimizerConfig,
     micro_batches: int,
+    overlap: bool,
 ) -> State:
     """`parallel.engines.deepspeed`, whose wrapped optimizer depends on stage, type and offload."""
     held, zero = total.held, parallel.zero_stage
@@ -206,7 +208,7 @@ def _deepspeed(
         shares.append((-(-count // (2 * over)) * 2, over))  # a group is aligned to two elements on every rank
     flat, cut = sum(share * over for share, over in shares), sum(share for share, _ in shares)
     kept = _moments(cut, len(shares), optimizer) + FLOAT * cut  # of float32 models, too, the master is apart
-    buffers = FLOAT * bucket
+    buffers = FLOAT * bucket * (2 if overlap else 1)  # one is filled while the other is reduced (its `overlap_comm`)
     if zero == 1 and size < FLOAT and not parallel.offload_optimizer:  # its BF16_Optimizer
         gradients, buffers = FLOAT * flat + size * held, 0  # float32 sums of all, and memory for those of a micro-batch
     elif size < FLOAT:

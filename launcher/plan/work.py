@@ -14,8 +14,8 @@ from models.precision import ProductsConfig
 class Work:
     """What is to be trained: all of a recipe that memory depends on, but for the layout and the micro-batch.
 
-    batch_sequences: of a global batch. precision: fp32, bf16 or fp16. kernels: whether those of a GPU run, not plain torch; and
-    with them the allowances of a GPU count.
+    batch_sequences: of a global batch. precision: fp32, bf16 or fp16. gpu: whether it runs on one: transfers overlap and its
+    allowances count. kernels: whether fused ones run, not plain torch.
     """
 
     model: ModelConfig
@@ -26,6 +26,7 @@ class Work:
     optimizer: OptimizerConfig
     loss: LossConfig
     reweighted: bool
+    gpu: bool
     kernels: bool
 
     @staticmethod
@@ -40,6 +41,7 @@ class Work:
             recipe.optimizer,
             recipe.loss,
             recipe.objective.reweight.name != "none",
+            device == "cuda",
             device == "cuda" and recipe.kernels != "reference",
         )
 

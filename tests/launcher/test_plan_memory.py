@@ -42,6 +42,7 @@ def work(model: ModelConfig = LARGE, **options: object) -> Work:
         "batch_sequences": 1024,
         "precision": "bf16",
         "products": PrecisionConfig("bf16").products,
+        "gpu": True,
     } | options
     return Work(model, 8192, **chosen, optimizer=OptimizerConfig(), loss=LossConfig(), reweighted=False, kernels=True)
 
@@ -135,7 +136,7 @@ def test_parts_make_the_total_and_allowances_stay_apart() -> None:
     parts = found.parts()
     assert sum(parts.values()) == found.total == found.counted + parts["framework"] + parts["fragments"]
     assert "host" not in parts
-    on_cpu = memory_of(replace(work(), kernels=False), parallel, 1, 0)
+    on_cpu = memory_of(work(gpu=False), parallel, 1, 0)
     assert on_cpu.framework == on_cpu.fragments == 0
 
 
@@ -225,6 +226,12 @@ def test_a_gpu_allocates_what_was_planned(recompute: str) -> None:
     engine.step(batch, 1e-4)
     torch.cuda.reset_peak_memory_stats()
     engine.step(batch, 1e-4)
-    found = memory_of(replace(work_of(one), kernels=True), parallel, one.micro_batch)
+    found = memory_of(replace(work_of(one), gpu=True, kernels=True), parallel, one.micro_batch)
     assert found.counted == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.1)
     mesh.close()
+
+
+def test_a_gpu_fills_one_bucket_of_gradients_while_another_is_reduced() -> None:
+    parallel = ParallelConfig("deepspeed", data=8, zero_stage=2)
+    one, two = (memory_of(work(gpu=gpu), parallel, 1).buffers for gpu in (False, True))
+    assert two - one == 4 * 200_000_000, "the largest bucket, in float32"
