@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,12 @@ from tests.helpers.pool import Pools
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers stand beside one another, and torch's threads spin while they wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure() -> None:
+    """Told to end by SIGTERM, as CI does, a session ends as by Ctrl-C: fixtures end what they have started."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers end with the session
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
