@@ -7,7 +7,7 @@ time: rows are those of tests/benchmarks/throughput.tsv, which constants may be 
 none was taken from (its header names two exceptions); --rows takes a file of the same columns instead.
 memory: --layouts by chance (30) are trained on CPU and counted, --seed says which. State has to be equal to the byte and
 activations within 5 %, else the command exits 1.
-search: seconds of one processor in which --judged layouts (10,000) of 405 B are judged.
+search: seconds of one processor in which --judged layouts (10,000) of 70 B are judged.
 """
 
 from __future__ import annotations
@@ -67,9 +67,11 @@ def _compared(row: Row) -> dict[str, Any]:
 
 
 def searched(most: int) -> dict[str, Any]:
-    """Processor seconds in which a search judges so many layouts of 405 B on 16,384 H100: times, memory, checks of the best."""
-    overrides = ["experiment=llama3_405b", "cluster=h100_8x64"]
-    task = task_of(with_known_vocabulary(build_recipe(compose_tree(overrides))), 16384)
+    """Processor seconds in which a search judges so many layouts of 70 B on 512 H100, which has more of them than 405 B has on
+    16,384: times, memory, checks of the best."""
+    batch = ["train.sequence_length=8192", "train.batch_tokens=4_194_304", "train.micro_batch=1"]
+    recipe = build_recipe(compose_tree(["model=llama3_70b", "cluster=h100_8x64", *batch]))
+    task = task_of(with_known_vocabulary(recipe), 512)
     began = time.process_time()
     found = search(task, most=most)
     return {"layouts": found.judged, "processor_seconds": time.process_time() - began, "load": os.getloadavg()[0]}
