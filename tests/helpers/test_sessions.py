@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -40,7 +41,11 @@ def test_sigterm_ends_what_fixtures_have_started(tmp_path: Path) -> None:
         "no:cacheprovider",
         tmp_path / "test_long.py",
     ]
-    session = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    alone = {
+        key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")
+    }  # no worker of this session
+    quiet = subprocess.DEVNULL
+    session = subprocess.Popen(command, cwd=ROOT, env=alone, stdout=quiet, stderr=quiet)
     try:
         end = time.monotonic() + 60
         while not (tmp_path / "begun").exists():
