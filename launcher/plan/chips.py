@@ -117,7 +117,7 @@ CHIPS = {
 
 
 DEVICES = (
-    # boards of a chip with less power or fewer units than the one above: their own data sheets, dense
+    # numbers are of the boards' own data sheets, dense; boards of less power come before the chip whose name they share
     (r"H[12]00 NVL", 835e12),
     (r"H[18]00 PCIe", 756e12),
     (r"H20\b", 148e12),
