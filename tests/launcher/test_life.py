@@ -33,6 +33,8 @@ from tests.launcher.running import (
     validations,
 )
 
+STEPS_OF_TWO = 40  # of two ranks' straight run
+ENDLESS = 100_000  # steps: more than any machine makes before it is told to stop
 OFTEN = {"checkpoint__every_tokens": BATCH, "checkpoint__keep_last": 2}
 
 
@@ -43,7 +45,7 @@ OFTEN = {"checkpoint__every_tokens": BATCH, "checkpoint__keep_last": 2}
 def ran(together: Together, corpus: Path, straight: Path) -> Together:
     """Runs of one process that were stopped, damaged or had ended, each with its run directory as result."""
     together.add("signals", lambda triaxis: interrupt_twice(triaxis, straight_recipe(corpus)))
-    together.add("early signal", lambda triaxis: signal_early(triaxis, minute(corpus, 2), 0.3))
+    together.add("early signal", lambda triaxis: signal_early(triaxis, minute(corpus, ENDLESS), 0.3))
     together.add("finished", lambda triaxis: run_again(triaxis, corpus, straight))
     together.add("strict", lambda triaxis: damaged(triaxis, corpus, straight, fall_back=False, code=1))
     together.add("lenient", lambda triaxis: damaged(triaxis, corpus, straight, fall_back=True, code=0))
@@ -96,7 +98,8 @@ def signal_early(triaxis: Triaxis, recipe: list[str], after: float) -> Done:
 
 def test_a_signal_while_ranks_import_is_an_interruption_too(ran: Together, triaxis: Triaxis, corpus: Path) -> None:
     """There is nothing to save, and nothing has failed."""
-    for done in (ran["early signal"], signal_early(triaxis, minute(corpus, 2, parallel__data=2), 0.0)):
+    triaxis.cold = True  # forks have imported already
+    for done in (ran["early signal"], signal_early(triaxis, minute(corpus, ENDLESS, parallel__data=2), 0.0)):
         assert "Traceback" not in done.output and "failed" not in done.output
 
 
@@ -116,26 +119,30 @@ def test_a_finished_run_is_left_alone_by_the_same_command(ran: Together, straigh
 # SIGKILL
 
 
-def harass(triaxis: Triaxis, recipe: list[str], run: Path, kills: int, draw: random.Random, start_up: float) -> int:
+def harass(triaxis: Triaxis, recipe: list[str], run: Path, steps: int, kills: int, draw: random.Random) -> int:
     """SIGKILL the launcher so many times, then let the run end; returns how many kills left a half-written checkpoint.
 
-    Half of the moments lie within `start_up` seconds of the start, the others within a second of the first new step.
+    Half of the moments lie within a second of the start, the others within the steps that this life may make. steps: of
+    the whole run, shared out among the lives so that each has something left to be killed in, however fast the machine.
     """
     half_written = 0
-    for _ in range(kills):
+    for left in range(kills, 0, -1):
         saved, starts = (committed(run) or [0])[-1], len(records(run, "start"))
-        started = triaxis.start("train", *recipe)
+        share = (steps - saved) // (left + 1)
+        last, end = saved + share, float("inf")
         if draw.random() < 0.5:
-            time.sleep(draw.uniform(0, start_up))
+            end = time.monotonic() + draw.uniform(0, 1)
         else:
-            started.until(lambda saved=saved: last_step(run) > saved, "a new step")
-            time.sleep(draw.uniform(0, 1))
-        assert started.process.poll() is None, f"ended before it was killed:\n{started.output}"
+            last = saved + draw.randint(1, share)
+        started = triaxis.start("train", *recipe)
+        started.until(lambda last=last, end=end: time.monotonic() > end or last_step(run) >= last, "its moment")
+        time.sleep(draw.uniform(0, 0.03))  # anywhere within a step
         started.kill()
         half_written += any((run / "checkpoints").glob("step_*.tmp-*"))
         if len(records(run, "start")) > starts:
             assert_nothing_lost(run, saved)
     saved = (committed(run) or [0])[-1]
+    assert saved < steps, "ended before it was killed"
     triaxis.run("train", *recipe)
     assert_nothing_lost(run, saved)
     return half_written
@@ -147,14 +154,14 @@ def assert_nothing_lost(run: Path, saved: int) -> None:
 
 
 def test_sigkill_at_random_moments(together: Together, corpus: Path, straight: Path, straight_two: Path) -> None:
-    def harassed(triaxis: Triaxis, recipe: list[str], kills: int, seed: int) -> Path:
+    def harassed(triaxis: Triaxis, recipe: list[str], steps: int, kills: int, seed: int) -> Path:
         run = triaxis.directory / "runs" / "run"
-        harass(triaxis, recipe, run, kills, random.Random(seed), 4.0)
+        harass(triaxis, recipe, run, steps, kills, random.Random(seed))
         return run
 
     one, two = straight_recipe(corpus, **OFTEN), two_recipe(corpus, **OFTEN)
-    together.add("two ranks killed", lambda triaxis: harassed(triaxis, two, 2, 6))
-    together.add("one rank killed", lambda triaxis: harassed(triaxis, one, 4, 5))
+    together.add("two ranks killed", lambda triaxis: harassed(triaxis, two, STEPS_OF_TWO, 2, 6))
+    together.add("one rank killed", lambda triaxis: harassed(triaxis, one, STEPS, 4, 5))
     assert_same_curve(together["one rank killed"], straight)
     assert_same_curve(together["two ranks killed"], straight_two)
 
@@ -167,7 +174,7 @@ def test_sigkill_at_fifty_random_moments(triaxis: Triaxis, corpus: Path, world: 
     recipe = minute(corpus, steps, parallel__data=world, train__validate_every_tokens=50 * BATCH, **OFTEN)
     triaxis.run("train", *recipe, "run.name=straight", "checkpoint.every_tokens=0")
     runs = triaxis.directory / "runs"
-    half_written = harass(triaxis, recipe, runs / "run", kills, random.Random(world), 4.0 + 3.0 * world)
+    half_written = harass(triaxis, recipe, runs / "run", steps, kills, random.Random(world))
     assert half_written >= kills // 10, half_written
     assert_same_curve(runs / "run", runs / "straight")
 
@@ -177,7 +184,7 @@ def test_sigkill_at_fifty_random_moments(triaxis: Triaxis, corpus: Path, world: 
 
 def two_recipe(corpus: Path, *more: str, **options: object) -> list[str]:
     every = {"checkpoint__every_tokens": 10 * BATCH, "train__validate_every_tokens": 10 * BATCH}
-    return minute(corpus, 40, *more, **{"parallel__data": 2, **every, **options})
+    return minute(corpus, STEPS_OF_TWO, *more, **{"parallel__data": 2, **every, **options})
 
 
 @pytest.fixture(scope="session")

@@ -72,17 +72,22 @@ def submitted(triaxis: Triaxis, *arguments: str) -> Path:
     return triaxis.directory / "runs" / "run"
 
 
-def ended(triaxis: Triaxis, run: Path) -> Path:
-    """Wait until SLURM has nothing more to do for a run, and none of its processes is left."""
-    folder = folders(run)[-1]
-    links = ",".join(folder.links)
+def states(*jobs: str) -> list[str]:
+    """What SLURM says of jobs, a word each; it folds what is left of a cancelled array into one."""
+    return tool("squeue", "-h", "-r", "-t", "all", "-o", "%T", "-j", ",".join(jobs)).split()
 
-    def over() -> bool:
-        states = set(tool("squeue", "-h", "-r", "-t", "all", "-o", "%T", "-j", links).split())
-        return folder.stopped is not None and states <= set(ENDED)
 
-    until(over, "the end of its jobs", triaxis)
+def over(triaxis: Triaxis, *jobs: str) -> None:
+    """Wait until SLURM has nothing more to do for jobs, and no process is left."""
+    until(lambda: set(states(*jobs)) <= set(ENDED), "the end of its jobs", triaxis)
     triaxis.assert_nothing_runs(30)
+
+
+def ended(triaxis: Triaxis, run: Path) -> Path:
+    """Wait for the end of a run's jobs."""
+    folder = folders(run)[-1]
+    until(lambda: folder.stopped is not None, "the word that it is over", triaxis)
+    over(triaxis, *folder.links)
     return run
 
 
@@ -171,13 +176,7 @@ def swept(triaxis: Triaxis, corpus: Path) -> Path:
     line = minute_sweep(corpus, 4, "sweep.axes.seed=[1,2,3,4]")
     done = triaxis.start("sweep", *line, "--slurm=2", "--sbatch=--partition=main").wait(300, code=0)
     assert "array" in done.output
-    job = done.output.split("array ")[1].split()[0]
-
-    def over() -> bool:
-        return set(tool("squeue", "-h", "-r", "-t", "all", "-o", "%T", "-j", job).split()) <= set(ENDED)
-
-    until(over, "the end of the sweep's tasks", triaxis)
-    triaxis.assert_nothing_runs(30)
+    over(triaxis, done.output.split("array ")[1].split()[0])
     return triaxis.directory / "sweeps" / "s"
 
 
@@ -230,9 +229,8 @@ def test_a_chain_goes_on_where_the_job_before_stopped(runs: Together, name: str)
     attempts = read_attempts(run)
     assert attempts[-1].code == DONE and len({attempt.job for attempt in attempts}) == len(attempts) >= 2, told(run)
     assert_same(run, runs["undisturbed"], FEW)
-    states = tool("squeue", "-h", "-r", "-t", "all", "-o", "%T", "-j", ",".join(folders(run)[-1].links)).split()
-    # squeue folds what is left of an array into one line
-    assert states.count("COMPLETED") == 1 and "CANCELLED" in states, "the rest of the chain is taken out of the queue"
+    found = states(*folders(run)[-1].links)
+    assert found.count("COMPLETED") == 1 and "CANCELLED" in found, "the rest of the chain is taken out of the queue"
 
 
 def test_preempted_with_a_time_of_grace_it_saves(runs: Together) -> None:
