@@ -52,9 +52,9 @@ def _is_users(error: Exception) -> bool:
 
 
 def _fail(message: str) -> int:
-    from rich.console import Console
+    from launcher.terminal import open_console
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)  # a terminal wraps; a log keeps a message whole
+    console = open_console(soft_wrap=True, stderr=True)  # a terminal wraps; a log keeps a message whole
     console.print("[bold red]triaxis:[/]", end=" ")
     console.print(message, markup=False)
     return 1

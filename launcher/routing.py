@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from data.open import ordered_stream
 from data.tokenizers import load_corpus_tokenizer
 from launcher.config import Recipe, RecipeError
 from launcher.generate import LoadedModel, load_model
+from launcher.terminal import open_console
 from models.moe.layer import MixtureOfExperts
 from parallel.checkpoint.store import whole_steps
 
@@ -45,7 +45,7 @@ def routing_command(arguments: list[str]) -> int:
             raise RecipeError(f"{place}: model.moe.experts=0, there is no routing; name a run of a model with experts")
         found.append(_route(name, model, recipe, tokens))
     assert recipe is not None
-    console = Console()
+    console = open_console()
     if len(found) > 1:
         console.print(_stability(found))
     console.print(_by_token(found[-1], recipe.model.moe.experts))

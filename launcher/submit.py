@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from data.build import build
 from data.clean.base import Scorer, Seams
@@ -42,9 +41,10 @@ from launcher.marks import begin, mark
 from launcher.plan.choose import choose_layout
 from launcher.restarts import run_attempts
 from launcher.sweep.config import SweepConfig, SweepError
+from launcher.terminal import open_console
 from launcher.workers import run_workers
 
-console = Console(highlight=False, soft_wrap=True)
+console = open_console(soft_wrap=True)
 ONE_OF_MANY = "TRIAXIS_SWEEP"  # set in the environment of a sweep's runs
 HYDRA_ONLY = (
     "--cfg",

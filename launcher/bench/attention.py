@@ -22,6 +22,7 @@ from launcher.bench.show import new_table, write_figures
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import RecipeError
 from launcher.machine import environment
+from launcher.terminal import open_console
 from models.config import ModelConfig
 from models.core import CoreSpec
 from models.random import Clock
@@ -79,7 +80,7 @@ def _compare(model: ModelConfig, length: int, mean: int, rounds: int) -> dict[st
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """The figures as a table."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
         f"{figures['heads']} heads ({figures['kv_heads']} of keys and values) of {figures['head_size']}, float32, "

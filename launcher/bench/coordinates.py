@@ -28,6 +28,7 @@ from launcher.bench.stepper import VOCABULARY
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import OptimizerConfig, Recipe, RecipeError
 from launcher.optim.build import optimizer_factory
+from launcher.terminal import open_console
 from models.config import ModelConfig
 from models.decoder import Decoder, DecoderLayer, initialise_blocks, named_parameters
 from models.layers import PlainLayers
@@ -157,7 +158,7 @@ def slope(values: dict[int, float]) -> float:
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """The figures as a table."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     console.print(
         f"[bold]{figures['model']}[/], {figures['optimizer']} at learning rate {figures['learning_rate']:g}, "
         f"{figures['seeds']} seeds; how far activations moved in {figures['steps']} steps, root mean square"

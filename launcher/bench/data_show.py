@@ -10,11 +10,12 @@ from rich.console import Console
 from launcher.bench.data_peers import PEERS
 from launcher.bench.show import new_table
 from launcher.report.theme import LIGHT
+from launcher.terminal import open_console
 
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """Print every table; a goal that is missed is marked, not an error: the machine may be busy."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
         f"{machine['cpu']}, {machine['cores']} cores, load {figures['load_before']:.1f} before; {figures['tokens'] / 1e6:.0f} "

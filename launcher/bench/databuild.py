@@ -33,6 +33,7 @@ from data.vocabularies import train_bpe
 from launcher.bench.show import new_table, write_figures
 from launcher.config import RecipeError
 from launcher.machine import environment
+from launcher.terminal import open_console
 
 DOCUMENT_BYTES = 3200
 """About 800 tokens, as documents of the web have."""
@@ -198,7 +199,7 @@ def _turn(python: str, script: str, source: Path, vocabulary: Path) -> dict[str,
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """The table; a goal that is missed is marked, not an error."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
         f"{machine['cpu']}, load {figures['load_before']:.1f} before; {figures['rounds']} rounds of "

@@ -34,6 +34,7 @@ from data.order import key, mix
 from launcher.bench.show import new_table, write_figures
 from launcher.config import RecipeError
 from launcher.machine import environment
+from launcher.terminal import open_console
 
 VOCABULARY = 50_000
 REPLACED = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08)
@@ -212,7 +213,7 @@ def _ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """Two tables."""
-    console = console or Console()
+    console = console or open_console()
     shape = figures["parameters"]
     title = (
         f"{figures['documents']:,} documents, {figures['megabytes']:.1f} MB; {shape['bands']} x {shape['rows']} of "

@@ -26,6 +26,7 @@ from launcher.bench.show import new_table, write_figures
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
+from launcher.terminal import open_console
 from models.decoder import Decoder, initialise_blocks
 from models.layers import PlainLayers
 from models.precision import UNQUANTISED, ProductsConfig
@@ -168,7 +169,7 @@ def _take_turns(ways: dict[str, Callable[[], None]], rounds: int, device: torch.
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """The figures as a table."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
         f"{figures['model']}, {figures['tokens']} tokens, bfloat16 beside its products, {figures['device']} with "

@@ -40,6 +40,7 @@ from launcher.compose import build_recipe, compose_tree
 from launcher.exits import FAILED
 from launcher.machine import environment
 from launcher.submit import build_corpus
+from launcher.terminal import open_console
 
 QUIET = ("tracker=none", "train.sample_length=0", "train.validate_every_tokens=0", "cluster.device=cpu")
 STALL = re.compile(r"held training up (\d+) ms")
@@ -215,7 +216,7 @@ def _stall(run_directory: Path) -> float:
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """The share of time lost, by cause, beside what theory says."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
         f"{figures['model']}, {figures['steps']} steps on {figures['ranks']} ranks, {machine['cores']} cores, load "
@@ -237,11 +238,11 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
     table.add_row(f"theory, saves every {figures['interval_seconds']:.2f} s", f"{figures['predicted']:.1%}")
     table.add_row(f"optimum, saves every {figures['best_interval_seconds']:.2f} s", f"{figures['optimum']:.1%}")
     table.add_row("optimum, were restarts free", f"{figures['optimum_without_restarts']:.1%}")
-    table.caption = (
+    console.print(table)
+    console.print(
         f"a save holds up {1000 * figures['save_seconds']:.0f} ms, a restart takes {figures['restart_seconds']:.1f} s, "
         f"{figures['steps_made_twice']} steps were made twice, {figures['apart_seconds']:.0f} s of training to a failure"
     )
-    console.print(table)
 
 
 def main(arguments: list[str]) -> int:

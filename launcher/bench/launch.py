@@ -34,6 +34,7 @@ from launcher.config import Recipe
 from launcher.machine import environment, threads_for
 from launcher.marks import FILE_NAME
 from launcher.submit import build_corpus, world_of
+from launcher.terminal import open_console
 
 LIMIT = 600.0  # seconds in which a first step must be made
 QUIET = (
@@ -130,7 +131,7 @@ def _until(command: list[str], told: Path, log: Path) -> None:
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """The parts, the sum, and the bare one beside it."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
         f"{figures['model']} on {figures['ranks']} ranks, {machine['cpu']}, {machine['cores']} cores, load "

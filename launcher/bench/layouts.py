@@ -29,6 +29,7 @@ from launcher.check import check_layout
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
+from launcher.terminal import open_console
 from models.config import count_parameters
 from parallel.check import check_engine, check_micro_batches
 from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
@@ -118,7 +119,7 @@ def _engines(recipe: Recipe, rounds: int, steps: int) -> list[dict[str, Any]]:
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """The figures as two tables."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
         f"{machine['cpu']}, {machine['cores']} cores, load {figures['load_before']:.1f} before; {figures['rounds']} rounds",

@@ -26,6 +26,7 @@ from launcher.bench.stepper import VOCABULARY, stepper
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
+from launcher.terminal import open_console
 from launcher.workers import free_port
 from models.config import ModelConfig, count_active_parameters, count_parameters
 from models.layers import PlainLayers
@@ -199,7 +200,7 @@ class _Timed:
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """The figures as a table."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
         f"[bold]{figures['model']}[/], {figures['parameters']:,} parameters, {figures['active_parameters']:,} used by a token, "

@@ -25,6 +25,7 @@ from launcher.callbacks.metrics import FILE_NAME, parse_line
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
+from launcher.terminal import open_console
 
 MASKS = ["model.document_mask=true", "model.reset_position_ids=true", "model.attention_kernel=varlen"]
 WAYS: dict[str, list[str]] = {
@@ -141,7 +142,7 @@ def main(arguments: list[str]) -> int:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError:
         raise RecipeError(f"--seeds={options.seeds}: must be whole numbers with commas, such as 1,2") from None
-    console = Console(highlight=False)
+    console = open_console()
     figures = run(ways, options.tokens, seeds, overrides, console)
     show(figures, console)
     write_figures(figures, options.json)

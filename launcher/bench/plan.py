@@ -30,6 +30,7 @@ from launcher.plan.evaluate import task_of
 from launcher.plan.published import Row, predict, read_rows
 from launcher.plan.search import search
 from launcher.plan.show import with_known_vocabulary
+from launcher.terminal import open_console
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "benchmarks"
 FILES = ("throughput.tsv", "throughput_others.tsv")
@@ -108,7 +109,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", help="write all figures to a file, or - for the screen")
     told = parser.parse_args(arguments)
     options = _options(told)
-    console = Console(highlight=False, quiet=told.json == "-")
+    console = open_console(quiet=told.json == "-")
     figures: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "environment": environment()}
     if "time" in options:
         paths = [options["time"]["rows"]] if options["time"]["rows"] else [FOLDER / name for name in FILES]

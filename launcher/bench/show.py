@@ -9,10 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from launcher.terminal import open_console
+
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """Print every table; a goal that is missed is marked, not an error: the machine may be busy."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
         f"[bold]{figures['model']}[/], {figures['parameters']:,} parameters, {figures['precision']}, batches of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from data.tokenizers import load_corpus_tokenizer
 from launcher.callbacks.units import count
 from launcher.config import RecipeError
 from launcher.options import flag, kinds_of, options_help, parse
+from launcher.terminal import open_console
 
 USAGE = "triaxis data order CORPUS --by METHOD [--name NAME] [--splits train,validation] [options of the method]"
 MOST_ROWS = 40
 _EXCERPT = 60
-_WIDE = 140
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class OrderConfig:
 
 def order_command(arguments: list[str]) -> int:
     """Make or list, and print."""
-    console = wide_console()
+    console = open_console(soft_wrap=True)
     if "--help" in arguments:
         console.print(_help(), markup=False)
         return 0
@@ -67,11 +66,6 @@ def order_command(arguments: list[str]) -> int:
     console.print(f"{'made' if new else 'is there already, unchanged:'} {found.path}", markup=False)
     _tell(console, corpus, found, name)
     return 0
-
-
-def wide_console() -> Console:
-    """A console whose tables keep their columns where the output is no terminal."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def _parsed(arguments: list[str]) -> tuple[Path, OrderConfig, dict[str, Any]]:

@@ -19,11 +19,11 @@ from launcher.callbacks.metrics import FILE_NAME, parse_line
 from launcher.check import check_corpus, with_budget
 from launcher.compose import build_recipe, compose_tree, load_recipe
 from launcher.config import Recipe, RecipeError
-from launcher.corpus.order import wide_console
 from launcher.corpus.show import batches
 from launcher.options import kinds_of, options_help, parse
 from launcher.reading import Reading, longest_sequence
 from launcher.slots import Slots
+from launcher.terminal import open_console
 
 REPLAY = "triaxis data replay RUN|recipe overrides [--steps a:b]"
 AUDIT = "triaxis data audit RUN|recipe overrides [--until STEP]"
@@ -72,7 +72,7 @@ class PhaseRead:
 
 def replay_command(arguments: list[str]) -> int:
     """Print place and hash of every step asked for; 1 where one is not what the run logged."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = open_console(soft_wrap=True)
     if "--help" in arguments:
         console.print(f"{REPLAY}\n\n{options_help(ReplayConfig)}", markup=False)
         return 0
@@ -107,7 +107,7 @@ def _replay(console: Console, phase: PhaseRead, made: Made, samples: int) -> boo
 
 def audit_command(arguments: list[str]) -> int:
     """Count how often each document was used, source by source; 1 where a token was used more often than its recipe says."""
-    console = wide_console()
+    console = open_console(soft_wrap=True)
     if "--help" in arguments:
         console.print(f"{AUDIT}\n\n{options_help(AuditConfig)}", markup=False)
         return 0

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from data.columns import stretches
 from data.corpus import Corpus
@@ -30,6 +29,7 @@ from launcher.corpus.stats import write_files
 from launcher.options import kinds_of, options_help, parse
 from launcher.reading import Reading, longest_sequence
 from launcher.slots import Slot, Slots
+from launcher.terminal import open_console
 from models.objectives.base import document_numbers
 
 USAGE = "triaxis data show [CORPUS] [group=recipe …] [option=value …] [--samples 0:4] [--out page.html]"
@@ -56,7 +56,7 @@ class ShowConfig:
 
 def show_command(arguments: list[str]) -> int:
     """Compose, read, write."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = open_console(soft_wrap=True)
     if "--help" in arguments:
         console.print(f"{USAGE}\n\n{options_help(ShowConfig)}", markup=False)
         return 0

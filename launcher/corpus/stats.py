@@ -20,8 +20,9 @@ from data.statistics import statistics
 from data.tokenizers import load_corpus_tokenizer
 from launcher.callbacks.units import count
 from launcher.config import RecipeError
-from launcher.corpus.order import progress_bar, wide_console
+from launcher.corpus.order import progress_bar
 from launcher.options import kinds_of, options_help, parse
+from launcher.terminal import open_console
 
 USAGE = "triaxis data stats CORPUS [--split train] [--columns a,b] [--top 20] [--out DIR] [--shuffle]"
 
@@ -87,7 +88,7 @@ _OF_CONTENTS = ("columns", "top", "most_tokens")
 
 def stats_command(arguments: list[str]) -> int:
     """Count, write, draw, print."""
-    console = wide_console()
+    console = open_console(soft_wrap=True)
     if "--help" in arguments:
         console.print(f"{USAGE}\n\n{options_help(StatsConfig)}", markup=False)
         return 0

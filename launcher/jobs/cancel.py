@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
-
 from launcher.exits import FAILED
 from launcher.jobs.config import JobError
 from launcher.jobs.find import Found, find_run
+from launcher.terminal import open_console
 
 HELP = """triaxis cancel NAME [--now] [--wait]
 
 Ends the jobs of a run: ranks are told to save, and nothing is queued again. NAME: a run, its directory, or a job's id.
   --now    at once, back to the newest checkpoint
   --wait   return when the jobs have ended"""
-console = Console(highlight=False, soft_wrap=True)
+console = open_console(soft_wrap=True)
 
 
 def cancel_command(arguments: list[str]) -> int:

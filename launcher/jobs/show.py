@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from launcher.callbacks.units import ABSENT, count, duration
 from launcher.exits import AGAIN, DONE, NEVER
 from launcher.jobs.config import JobError
 from launcher.jobs.find import Found, find_run, find_runs
+from launcher.terminal import open_console
 
 HELP = """triaxis jobs [NAME]
 
@@ -25,7 +25,7 @@ attempt of one and why it ended."""
 TAIL = 1 << 16  # bytes at the end of metrics.jsonl in which the newest step stands
 STYLES = {"running": "green", "waiting": "yellow", "finished": "bold green", "failed": "red", "cancelled": "dim"}
 OUTCOMES = {DONE: "done", AGAIN: "again", NEVER: "never"}
-console = Console(highlight=False)
+console = open_console()
 
 
 def jobs_command(arguments: list[str]) -> int:
@@ -39,10 +39,9 @@ def jobs_command(arguments: list[str]) -> int:
     if not found:
         console.print("no run was submitted from here; `triaxis submit` does")
         return 0
-    wide = console if console.is_terminal else Console(highlight=False, width=160)  # a pipe has no width of its own
-    wide.print(overview(found))
+    console.print(overview(found))
     if arguments:
-        wide.print(attempts_table(found[0]))
+        console.print(attempts_table(found[0]))
     return 0
 
 

@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from launcher.budget import Budget
@@ -25,9 +24,10 @@ from launcher.jobs.script import chain_options, container_options, environment, 
 from launcher.jobs.snapshot import take_snapshot
 from launcher.submit import build_corpus, config_dir_of, progress_bar
 from launcher.sweep.config import SweepConfig
+from launcher.terminal import open_console
 from models.config import count_parameters
 
-console = Console(highlight=False, soft_wrap=True)
+console = open_console(soft_wrap=True)
 
 HELP = """triaxis submit [group=recipe …] [option=value …] [--dry-run]
 

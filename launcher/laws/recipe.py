@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from launcher.laws.form import FLOPS_PER_PARAMETER_TOKEN, LawError
 from launcher.laws.shape import Shape, shape_of
 from launcher.laws.step import FINAL_RATE, PUBLISHED, RANGE, rate_and_batch
+from launcher.terminal import open_console
 
 OPTIONS = ("budget", "law", "vocab", "sequence_length", "name", "out")
 """Words of the form option=value."""
@@ -240,7 +240,7 @@ def _write(plan: BudgetPlan, name: str, directory: Path) -> Path:
 
 
 def _show(plan: BudgetPlan, name: str, place: Path | None) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = open_console(soft_wrap=True)
     shape, model = plan.shape, plan.shape.model
     loss = f", loss {plan.loss:.3f} by that law" if plan.loss is not None else ""
     for line in (

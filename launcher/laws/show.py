@@ -8,11 +8,12 @@ from rich.console import Console
 
 from launcher.bench.show import new_table
 from launcher.laws.result import Fit, Interval
+from launcher.terminal import open_console
 
 
 def show(fit: Fit, console: Console | None = None) -> None:
     """Coefficients, errors, optima and warnings."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or open_console(soft_wrap=True)
     console.print(f"{fit.title}: {fit.formula}", style="bold", markup=False)
     console.print(f"{fit.rows} rows of {fit.data}  ({fit.source})", markup=False)
     used = ", ".join(f"{role} {name}" for role, name in fit.columns.items())

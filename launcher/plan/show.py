@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from rich.console import Console
 from rich.table import Table
 
 from data.manifest import Manifest
@@ -15,6 +14,7 @@ from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.derive import settle
 from launcher.plan.memory import Memory, Work, human, memory_of
+from launcher.terminal import open_console
 from models.config import count_active_parameters, count_parameters
 from models.flops import flops_per_token
 from parallel.check import resolve_world
@@ -32,7 +32,7 @@ def show_plain(arguments: list[str]) -> int:
     parallel = recipe.parallel
     check_budget(recipe)
     precision = "fp32" if recipe.precision.name == "fp32" else "bf16"
-    console = Console(highlight=False)
+    console = open_console()
     console.print(_summary(recipe, parallel, world, precision), markup=False, soft_wrap=True)
     console.print("a rank of each stage: blocks of the decoder, parameters held, and bytes")
     console.print(_stages(recipe, parallel, world, precision))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from launcher.plan.evaluate import Plan, Task
 from launcher.plan.memory import human
 from launcher.plan.search import Found
 from launcher.plan.step import PARTS
+from launcher.terminal import open_console
 from parallel.config import describe_sharding
 
 SHOWN = 8  # layouts of a search
@@ -20,7 +20,7 @@ SHORT = {"interleaved_1f1b": "interleaved", "interleaved_zero_bubble": "zero bub
 
 def tell(task: Task, plan: Plan, given: Plan | None, found: Found | None, figures: dict[str, Any]) -> None:
     """Print it. given: as the recipe lays it out, where that is not what was found."""
-    console = Console(highlight=False)
+    console = open_console()
     console.width = max(console.width, LEAST_WIDTH)
 
     def say(text: str) -> None:

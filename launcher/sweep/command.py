@@ -16,16 +16,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from launcher.config import RecipeError
 from launcher.exits import AGAIN
 from launcher.options import Kinds, parse
 from launcher.schema import build, to_plain
 from launcher.sweep.config import SweepConfig, SweepError
 from launcher.sweep.store import Row, Store
+from launcher.terminal import open_console
 
-console = Console(highlight=False, soft_wrap=True)
+console = open_console(soft_wrap=True)
 TABLE, PICTURE = "table", "gaps.png"  # what a sweep leaves in its directory: table.csv, table.json and the picture
 
 

@@ -119,10 +119,7 @@ def show_table(console: Console, results: Results) -> None:
             cells += [_mean(line), _gap(line)] if sweep.baseline else [f"{_mean(line)}{_spread(line)}"]
         told = ", ".join(f"{name} {gap:+.2f}" for name, gap in results.published.get(label, {}).items())
         table.add_row(label, *cells, *([told] if published else []))
-    wide = (
-        console if console.is_terminal else Console(file=console.file, width=max(console.width, 220))
-    )  # a log has room
-    wide.print(table)
+    console.print(table)
 
 
 def _mean(line: Line | None) -> str:

@@ -129,10 +129,9 @@ def as_json(transfer: Transfer) -> dict[str, Any]:
 
 def transfer_command(arguments: list[str]) -> int:
     """`triaxis sweep transfer DIR [--out FILE] [--json FILE]`."""
-    from rich.console import Console
-
     from launcher.options import parse
     from launcher.sweep.transfer_picture import picture
+    from launcher.terminal import open_console
 
     places, values = parse(
         arguments, {"out": str, "json": str}, "triaxis sweep transfer sweeps/mup_transfer [--out FILE] [--json FILE]"
@@ -142,7 +141,7 @@ def transfer_command(arguments: list[str]) -> int:
     store = Store(Path(places[0]))
     told = store.description()
     transfer = transfer_of(told["name"], told["metric"], store.rows())
-    show(transfer, Console(highlight=False, soft_wrap=True))
+    show(transfer, open_console(soft_wrap=True))
     path = Path(values.get("out", store.directory / "transfer.png"))
     path.write_bytes(picture(transfer))
     if "json" in values:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import models.kernels
 from launcher.bench.show import new_table
+from launcher.terminal import open_console
 from models.kernels.catalogue import CUDA, compilations
 from models.kernels.runtime.compiling import ARCHITECTURES, compile_for
 from models.kernels.runtime.cuda import BuildError, generate_code, nvcc
@@ -69,7 +70,7 @@ def _demangled(names: list[str]) -> list[str]:
 
 def show_compiled(figures: dict[str, Any], console: Console | None = None) -> None:
     """A row for each kernel and its constants, a column for each architecture."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     architectures = list(ARCHITECTURES)
     table = new_table("Registers of a thread / stack / spilled bytes / widest access", "kernel", *architectures)
     cases: dict[tuple[str, str], dict[str, str]] = {}

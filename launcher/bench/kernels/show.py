@@ -9,6 +9,7 @@ from rich.table import Table
 
 from launcher.bench.kernels.record import COMPILED, CUDA_CPP, EAGER, LIGER, OWN, TRITON
 from launcher.bench.show import new_table
+from launcher.terminal import open_console
 
 WAYS = (TRITON, CUDA_CPP, EAGER, COMPILED, LIGER)
 BEST_KNOWN = "best known of others: norms backward 26 %, SwiGLU 91/58 %, cross entropy 90 %, MX row and column 68 %"
@@ -16,7 +17,7 @@ BEST_KNOWN = "best known of others: norms backward 26 %, SwiGLU 91/58 %, cross e
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """Print the rates and every kernel; a goal that is missed is marked, not an error."""
-    console = console or Console(highlight=False)
+    console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
         f"{figures['device']}, {figures['dtype']}, {figures['threads']} threads; {machine['cpu']}, {machine['cores']} cores, "
