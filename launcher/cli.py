@@ -55,8 +55,8 @@ def _fail(message: str) -> int:
     from launcher.terminal import open_console
 
     console = open_console(soft_wrap=True, stderr=True)  # a terminal wraps; a log keeps a message whole
-    console.print("[bold red]triaxis:[/]", end=" ")
-    console.print(message, markup=False)
+    console.print("triaxis:", style="bold red", end=" ")
+    console.print(message)
     return 1
 
 

@@ -127,9 +127,11 @@ def judge(directory: Path, world: int, code: int) -> Verdict:
     if not first.echo:
         return Verdict(first.code, tell_first(first), first)
     silent = sorted(set(range(world)) - {failure.rank for failure in failures})
+    if not silent:
+        return Verdict(FAILED, tell_first(first), first)
     names = ", ".join(str(rank) for rank in silent[:8]) + (f" and {len(silent) - 8} more" if len(silent) > 8 else "")
-    blame = f"without a word ended rank {names}; " if silent else ""
-    return Verdict(FAILED, f"{blame}{tell_first(first)}", first)
+    ended = f"rank{'s' if len(silent) > 1 else ''} {names} ended without a word"
+    return Verdict(FAILED, f"{ended}; {_who(first)} noticed: {first.message}", first)
 
 
 def how_ended(code: int) -> str:
@@ -146,5 +148,9 @@ def tell_first(failure: Failure) -> str:
     """Who failed first, and with what, in a line."""
     if failure.complete:
         return failure.message
-    host = f" on {failure.host}" if failure.host and failure.host != socket.gethostname() else ""
-    return f"rank {failure.rank}{host} failed first: {failure.message}"
+    return f"{_who(failure)} failed first: {failure.message}"
+
+
+def _who(failure: Failure) -> str:
+    elsewhere = failure.host and failure.host != socket.gethostname()
+    return f"rank {failure.rank}" + (f" on {failure.host}" if elsewhere else "")

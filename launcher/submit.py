@@ -148,7 +148,7 @@ def train_recipe(recipe: Recipe) -> int:
         directory,
         world_size,
         lambda: run_workers(directory, frozen, world_size, threads, device),
-        lambda text: console.print(text, markup=False),
+        lambda text: console.print(text),
     )
     return _afterwards(recipe, directory, code)
 
@@ -161,7 +161,7 @@ def _check_resume(recipe: Recipe, directory: Path, frozen: Path) -> Recipe:
     ignored = ("parallel.data",) if recipe.cluster.layout == "fastest" else ()
     for difference in check_same_run(recipe, saved, str(directory)):
         if not difference.startswith(ignored):
-            console.print(f"changed since the last attempt: {difference}", markup=False)
+            console.print(f"changed since the last attempt: {difference}")
     return recipe
 
 
@@ -174,7 +174,7 @@ def _world(recipe: Recipe, device: str, frozen: Path) -> tuple[Recipe, int]:
             return replace(recipe, parallel=replace(parallel, data=chosen)), chosen * parallel.model_parallel
         least = parallel.least_data
         check_recipe(replace(recipe, parallel=replace(parallel, data=least)), least * parallel.model_parallel, device)
-        return choose_layout(recipe, device, lambda text: console.print(text, markup=False))
+        return choose_layout(recipe, device, lambda text: console.print(text))
     return world_of(recipe, device)
 
 
@@ -222,7 +222,7 @@ def progress_bar(kind: str, note: str) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn(f"{kind}  {{task.description}}"),
+        TextColumn(f"{kind}  {{task.description}}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
         TextColumn("{task.fields[speed]}"),
@@ -277,7 +277,7 @@ def _report(directory: Path) -> None:
         html, picture = write_report([directory])[:2]
         console.print(f"report  {html}  {picture}")
     except ReportError as error:
-        console.print(f"report  none: {error}", markup=False)
+        console.print(f"report  none: {error}")
 
 
 def _verdict(directory: Path) -> None:

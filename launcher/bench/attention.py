@@ -18,11 +18,11 @@ import torch
 from rich.console import Console
 
 from launcher.bench.moe import turns
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import RecipeError
 from launcher.machine import environment
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 from models.config import ModelConfig
 from models.core import CoreSpec
 from models.random import Clock

@@ -23,12 +23,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.bench.stepper import VOCABULARY
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import OptimizerConfig, Recipe, RecipeError
 from launcher.optim.build import optimizer_factory
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 from models.config import ModelConfig
 from models.decoder import Decoder, DecoderLayer, initialise_blocks, named_parameters
 from models.layers import PlainLayers
@@ -159,8 +159,9 @@ def slope(values: dict[int, float]) -> float:
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """The figures as a table."""
     console = console or open_console()
+    console.print(figures["model"], style="bold", end=", ")
     console.print(
-        f"[bold]{figures['model']}[/], {figures['optimizer']} at learning rate {figures['learning_rate']:g}, "
+        f"{figures['optimizer']} at learning rate {figures['learning_rate']:g}, "
         f"{figures['seeds']} seeds; how far activations moved in {figures['steps']} steps, root mean square"
     )
     sizes = [str(size) for size in next(iter(figures["moved"].values()))]

@@ -8,9 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from launcher.bench.data_peers import PEERS
-from launcher.bench.show import new_table
 from launcher.report.theme import LIGHT
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
@@ -21,19 +20,18 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
         f"{machine['cpu']}, {machine['cores']} cores, load {figures['load_before']:.1f} before; {figures['tokens'] / 1e6:.0f} "
         f"million tokens in documents of 800 on average; {figures['rounds']} rounds of {figures['batches']} batches of "
         f"{figures['batch']:,} tokens, one process and one thread each",
-        markup=False,
     )
     for table in (_speed(figures), _memory(figures), _disk(figures)):
         console.print(table)
     resume, waits = figures["resume"], figures["waiting"]
     told = ", ".join(f"{int(sample):,}: {1000 * seconds:.0f} ms" for sample, seconds in resume["seconds"].items())
-    console.print(f"First batch of a fresh process at sample {told} ({resume['shards']:,} shards)", markup=False)
+    console.print(f"First batch of a fresh process at sample {told} ({resume['shards']:,} shards)")
     share = f"{waits['median']:.2%} of a training step (worst {waits['worst']:.2%} of {waits['steps']:.0f} steps)"
-    console.print(f"Waiting for data: {share}", markup=False)
+    console.print(f"Waiting for data: {share}")
     versions = dict.fromkeys(f"{PEERS[name][0]} {version}" for name, version in figures["versions"].items())
-    console.print("Peers:", ", ".join(versions) or "none", markup=False)
+    console.print("Peers:", ", ".join(versions) or "none")
     for name in figures["absent"]:
-        console.print(f"not installed, left out: {name}", markup=False)
+        console.print(f"not installed, left out: {name}")
 
 
 def _speed(figures: dict[str, Any]) -> Any:

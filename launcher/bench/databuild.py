@@ -30,10 +30,10 @@ from rich.console import Console
 from data.order import key
 from data.sources import Fields, Piece, Quarantined, list_files, read_piece
 from data.vocabularies import train_bpe
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.config import RecipeError
 from launcher.machine import environment
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 
 DOCUMENT_BYTES = 3200
 """About 800 tokens, as documents of the web have."""
@@ -204,7 +204,6 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
     console.print(
         f"{machine['cpu']}, load {figures['load_before']:.1f} before; {figures['rounds']} rounds of "
         f"{figures['bytes'] / 1e6:,.0f} MB in {figures['documents']:,} documents, {figures['vocabulary']:,} ids",
-        markup=False,
     )
     table = new_table("Text to packed tokens, one core: medians", "", "M tokens/s", "MB/s", "Triaxis is")
     tokens = figures["turns"][OURS][0]["tokens"]
@@ -214,7 +213,7 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
         table.add_row(name, f"{speed / 1e6:.2f}", f"{rate:.1f}", f"{ratio:.2f} ×" if ratio else "")
     console.print(table)
     for name in figures["absent"]:
-        console.print(f"{name}: not installed in the interpreter of --peers, left out", markup=False)
+        console.print(f"{name}: not installed in the interpreter of --peers, left out")
     speed, goals = figures["speed"][OURS], figures["goals"]
     said = "reached" if speed >= goals["speed"] else "missed"
     console.print(f"goal of {goals['speed'] / 1e6:.0f} M tokens/s a core: {said}")

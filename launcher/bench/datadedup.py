@@ -31,10 +31,10 @@ from data.clean.minhash import chance
 from data.clean.pipeline import Pipeline
 from data.document import Document
 from data.order import key, mix
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.config import RecipeError
 from launcher.machine import environment
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 
 VOCABULARY = 50_000
 REPLACED = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08)

@@ -22,11 +22,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 from models.decoder import Decoder, initialise_blocks
 from models.layers import PlainLayers
 from models.precision import UNQUANTISED, ProductsConfig

@@ -34,13 +34,13 @@ from rich.console import Console
 
 from launcher.attempts import read_attempts
 from launcher.bench.flags import parse
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.bench.turns import ROOT, BenchError
 from launcher.compose import build_recipe, compose_tree
 from launcher.exits import FAILED
 from launcher.machine import environment
 from launcher.submit import build_corpus
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 
 QUIET = ("tracker=none", "train.sample_length=0", "train.validate_every_tokens=0", "cluster.device=cpu")
 STALL = re.compile(r"held training up (\d+) ms")
@@ -222,13 +222,12 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
         f"{figures['model']}, {figures['steps']} steps on {figures['ranks']} ranks, {machine['cores']} cores, load "
         f"{figures['load_before']:.1f} before; a rank was killed {figures['failures']} times, {figures['every']:g} s after "
         "training had begun again",
-        markup=False,
         soft_wrap=True,
     )
     same = (
         "the same as without a failure, bitwise" if figures["same_losses"] else "NOT those of the run without failures"
     )
-    console.print(f"losses: {same}; the last is {figures['final_loss']:.6f}", markup=False, soft_wrap=True)
+    console.print(f"losses: {same}; the last is {figures['final_loss']:.6f}", soft_wrap=True)
     table = new_table("Share of time lost", "", "share", "of it")
     total = sum(figures["lost"].values())
     for cause, share in figures["lost"].items():

@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from launcher.bench.flags import parse
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.bench.turns import ROOT, BenchError
 from launcher.check import check_corpus
 from launcher.compose import build_recipe, compose_tree
@@ -34,7 +34,7 @@ from launcher.config import Recipe
 from launcher.machine import environment, threads_for
 from launcher.marks import FILE_NAME
 from launcher.submit import build_corpus, world_of
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 
 LIMIT = 600.0  # seconds in which a first step must be made
 QUIET = (
@@ -136,7 +136,6 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
     console.print(
         f"{figures['model']} on {figures['ranks']} ranks, {machine['cpu']}, {machine['cores']} cores, load "
         f"{figures['load_before']:.1f} before; medians of {figures['rounds']} rounds",
-        markup=False,
         soft_wrap=True,
     )
     table = new_table("From the command to the first step", "", "seconds", "share")

@@ -22,14 +22,14 @@ from rich.table import Table
 
 from launcher.bench.idle import Naps, layout, measure_idle
 from launcher.bench.measure import compete, worst_difference
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.bench.stepper import VOCABULARY
 from launcher.bench.world import RANKS, World
 from launcher.check import check_layout
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 from models.config import count_parameters
 from parallel.check import check_engine, check_micro_batches
 from parallel.config import ParallelConfig, ParallelError, PrecisionConfig
@@ -123,7 +123,6 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
     machine = figures["environment"]["machine"]
     console.print(
         f"{machine['cpu']}, {machine['cores']} cores, load {figures['load_before']:.1f} before; {figures['rounds']} rounds",
-        markup=False,
     )
     console.print(_idle(figures))
     console.print(_speeds(figures))

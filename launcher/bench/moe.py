@@ -21,12 +21,12 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.bench.stepper import VOCABULARY, stepper
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 from launcher.workers import free_port
 from models.config import ModelConfig, count_active_parameters, count_parameters
 from models.layers import PlainLayers
@@ -202,8 +202,9 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """The figures as a table."""
     console = console or open_console()
     machine = figures["environment"]["machine"]
+    console.print(figures["model"], style="bold", end=", ")
     console.print(
-        f"[bold]{figures['model']}[/], {figures['parameters']:,} parameters, {figures['active_parameters']:,} used by a token, "
+        f"{figures['parameters']:,} parameters, {figures['active_parameters']:,} used by a token, "
         f"float32, {figures['threads']} threads; {machine['cpu']}, {machine['cores']} cores, load {figures['load_before']:.1f} "
         f"before; {figures['rounds']} rounds of {figures['steps']} steps"
     )

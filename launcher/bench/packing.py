@@ -20,12 +20,12 @@ from typing import Any
 
 from rich.console import Console
 
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.callbacks.metrics import FILE_NAME, parse_line
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
 from launcher.machine import environment
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 
 MASKS = ["model.document_mask=true", "model.reset_position_ids=true", "model.attention_kernel=varlen"]
 WAYS: dict[str, list[str]] = {

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from launcher.bench.plan_layouts import sample
-from launcher.bench.show import new_table, write_figures
+from launcher.bench.show import write_figures
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import RecipeError
 from launcher.machine import environment
@@ -30,7 +30,7 @@ from launcher.plan.evaluate import task_of
 from launcher.plan.published import Row, predict, read_rows
 from launcher.plan.search import search
 from launcher.plan.show import with_known_vocabulary
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "benchmarks"
 FILES = ("throughput.tsv", "throughput_others.tsv")

@@ -18,10 +18,10 @@ from rich.console import Console
 
 from launcher.bench.counting import Counted, Entry, count
 from launcher.bench.plan_layouts import Layout
-from launcher.bench.show import new_table
 from launcher.bench.world import join_world
 from launcher.optim.build import optimizer_factory
 from launcher.plan.memory import Memory, Work, memory_of
+from launcher.terminal import new_table
 from launcher.workers import free_port
 from parallel.check import choose_engine
 from parallel.engines.base import Batch, EngineSpec

@@ -9,33 +9,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console, verdict
 
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:
     """Print every table; a goal that is missed is marked, not an error: the machine may be busy."""
     console = console or open_console()
     machine = figures["environment"]["machine"]
+    console.print(figures["model"], style="bold", end=", ")
     console.print(
-        f"[bold]{figures['model']}[/], {figures['parameters']:,} parameters, {figures['precision']}, batches of "
+        f"{figures['parameters']:,} parameters, {figures['precision']}, batches of "
         f"{figures['batch_tokens']:,} tokens, {figures['device']} with {figures['threads']} threads"
     )
     console.print(
         f"{machine['cpu']}, {machine['cores']} cores, load {figures['load_before']:.1f} before; {figures['rounds']} rounds "
         f"of {figures['steps']} steps",
-        markup=False,
     )
     for table in (_speed(figures), _memory(figures), _checkpoint(figures), _startup(figures)):
         console.print(table)
     console.print(_utilisation(figures["utilisation"]))
-
-
-def new_table(title: str, *columns: str) -> Table:
-    """An empty table whose first column is words and whose others are figures."""
-    found = Table(title=title, title_justify="left", title_style="bold")
-    for number, column in enumerate(columns):
-        found.add_column(column, justify="left" if number == 0 else "right")
-    return found
 
 
 def write_figures(figures: dict[str, Any], place: str | None) -> None:
@@ -45,10 +37,6 @@ def write_figures(figures: dict[str, Any], place: str | None) -> None:
         print(text)
     elif place:
         Path(place).write_text(text + "\n")
-
-
-def _verdict(reached: bool, goal: str) -> str:
-    return f"[green]{goal}[/]" if reached else f"[yellow]{goal} missed[/]"
 
 
 def _speed(figures: dict[str, Any]) -> Table:
@@ -64,9 +52,9 @@ def _speed(figures: dict[str, Any]) -> Table:
         ratio = speed.get(f"against_{name}")
         told = f"{ratio['median']:.3f}× ({ratio['low']:.3f}–{ratio['high']:.3f})" if ratio else ""
         goal = goals.get(f"against_{name}")
-        verdict = _verdict(ratio["median"] >= goal, f"≥ {goal}") if ratio else ""
+        reached = verdict(ratio["median"] >= goal, f"≥ {goal}") if ratio else ""
         seconds = speed["step_seconds"][name]
-        table.add_row(title, f"{speed['tokens_per_second'][name]:,.0f}", f"{1000 * seconds:.1f}", told, verdict)
+        table.add_row(title, f"{speed['tokens_per_second'][name]:,.0f}", f"{1000 * seconds:.1f}", told, reached)
     table.caption = f"losses of Triaxis and the bare loop differ by {speed['loss_difference']:.0e} at first"
     return table
 
@@ -88,14 +76,14 @@ def _checkpoint(figures: dict[str, Any]) -> Table:
     table = new_table("A checkpoint, in steps", "", "stall", "first", "step beside writer", "in all", "goal")
     limit = figures["goals"]["stall_steps"]
     for name, found in figures["checkpoint"].items():
-        verdict = _verdict(found["stall_steps"] < limit, f"stall < {limit:.0%}") if name == "asynchronous" else ""
+        reached = verdict(found["stall_steps"] < limit, f"stall < {limit:.0%}") if name == "asynchronous" else ""
         table.add_row(
             name,
             f"{found['stall_steps']:.1%} ({1000 * found['stall_seconds']:.1f} ms)",
             f"{found['first_stall_steps']:.1%}",
             f"{found['step_beside_writer']:.2f}×",
             f"{found['cost_steps']:.2f}",
-            verdict,
+            reached,
         )
     return table
 

@@ -46,7 +46,7 @@ def order_command(arguments: list[str]) -> int:
     """Make or list, and print."""
     console = open_console(soft_wrap=True)
     if "--help" in arguments:
-        console.print(_help(), markup=False)
+        console.print(_help())
         return 0
     corpus, config, values = _parsed(arguments)
     if not config.by:
@@ -63,7 +63,7 @@ def order_command(arguments: list[str]) -> int:
             found, new = by_model(corpus, name, method, config.splits, progress)
         else:
             found, new = make(corpus, name, config.by, method, config.splits, progress)
-    console.print(f"{'made' if new else 'is there already, unchanged:'} {found.path}", markup=False)
+    console.print(f"{'made' if new else 'is there already, unchanged:'} {found.path}")
     _tell(console, corpus, found, name)
     return 0
 
@@ -106,7 +106,7 @@ def progress_bar(console: Console, title: str) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn(f"{title}  {{task.description}}"),
+        TextColumn(f"{title}  {{task.description}}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:3.0f} %"),
         TimeElapsedColumn(),
@@ -120,14 +120,14 @@ def _tell(console: Console, corpus: Path, found: Ordering, name: str) -> None:
     for split, about in found.splits.items():
         left_out = about["of_documents"] - about["documents"]
         told = f"{name}: {split} by {found.method}, {about['documents']:,} documents, {count(about['tokens'])} tokens"
-        console.print(told + (f", {left_out:,} documents left out" if left_out else ""), markup=False)
+        console.print(told + (f", {left_out:,} documents left out" if left_out else ""))
         for key, value in about["measured"].items():
             if key == "clusters":
                 console.print(_cluster_table(corpus, split, value, found.options["drop"]))
             elif key == "buckets":
                 console.print(_bucket_table(value))
             else:
-                console.print(f"  {key.replace('_', ' ')}  {_plain(value)}", markup=False)
+                console.print(f"  {key.replace('_', ' ')}  {_plain(value)}")
 
 
 def _plain(value: Any) -> str:
@@ -152,7 +152,7 @@ def _cluster_table(corpus: Path, split: str, clusters: list[dict[str, Any]], dro
             begin = " ".join(text.split())[:_EXCERPT]
         near = "" if about["to_centre"] is None else f"{about['to_centre']:.3f}"
         left = " (left out)" if number in dropped else ""
-        table.add_row(f"{number}{left}", f"{about['documents']:,}", count(about["tokens"]), near, _escaped(begin))
+        table.add_row(f"{number}{left}", f"{about['documents']:,}", count(about["tokens"]), near, begin)
     if len(order) > MOST_ROWS:
         table.add_row("…", f"{len(order) - MOST_ROWS} more", "", "", "in order.json")
     return table
@@ -165,9 +165,3 @@ def _bucket_table(buckets: list[dict[str, Any]]) -> Table:
     for about in buckets:
         table.add_row(f"{about['from_tokens']:,}", f"{about['documents']:,}", count(about["tokens"]))
     return table
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

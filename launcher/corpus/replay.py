@@ -74,7 +74,7 @@ def replay_command(arguments: list[str]) -> int:
     """Print place and hash of every step asked for; 1 where one is not what the run logged."""
     console = open_console(soft_wrap=True)
     if "--help" in arguments:
-        console.print(f"{REPLAY}\n\n{options_help(ReplayConfig)}", markup=False)
+        console.print(f"{REPLAY}\n\n{options_help(ReplayConfig)}")
         return 0
     places, values = parse(arguments, kinds_of(ReplayConfig), REPLAY)
     first, last = _range(ReplayConfig(**values).steps)
@@ -87,7 +87,7 @@ def replay_command(arguments: list[str]) -> int:
                 different += _replay(console, phase, made, samples)
             samples += made.rows
     if different:
-        console.print(f"{different} step(s) are not what the run logged", markup=False)
+        console.print(f"{different} step(s) are not what the run logged")
     return 1 if different else 0
 
 
@@ -100,7 +100,6 @@ def _replay(console: Console, phase: PhaseRead, made: Made, samples: int) -> boo
     line = f"{past_skips_one(made.place, stream.skips)}:{past_skips_one(made.end - 1, stream.skips) + 1}"
     console.print(
         f"{made.step:<5} {phase.name:<10} {f'{samples}:{samples + made.rows}':<27} {line:<27} {found}{verdict}",
-        markup=False,
     )
     return bool(made.hash) and made.hash != found
 
@@ -109,7 +108,7 @@ def audit_command(arguments: list[str]) -> int:
     """Count how often each document was used, source by source; 1 where a token was used more often than its recipe says."""
     console = open_console(soft_wrap=True)
     if "--help" in arguments:
-        console.print(f"{AUDIT}\n\n{options_help(AuditConfig)}", markup=False)
+        console.print(f"{AUDIT}\n\n{options_help(AuditConfig)}")
         return 0
     places, values = parse(arguments, kinds_of(AuditConfig), AUDIT)
     until = AuditConfig(**values).until
@@ -126,7 +125,7 @@ def audit_command(arguments: list[str]) -> int:
             faults += [f"{phase.name}, {usage.name}: {fault}" for fault in usage.faults]
     console.print(table)
     for fault in faults:
-        console.print(f"FAULT  {fault}", markup=False)
+        console.print(f"FAULT  {fault}")
     console.print(
         f"{len(faults)} faults"
         if faults

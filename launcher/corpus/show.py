@@ -58,7 +58,7 @@ def show_command(arguments: list[str]) -> int:
     """Compose, read, write."""
     console = open_console(soft_wrap=True)
     if "--help" in arguments:
-        console.print(f"{USAGE}\n\n{options_help(ShowConfig)}", markup=False)
+        console.print(f"{USAGE}\n\n{options_help(ShowConfig)}")
         return 0
     overrides, values = parse(arguments, kinds_of(ShowConfig), USAGE)
     config = ShowConfig(**values)
@@ -66,7 +66,7 @@ def show_command(arguments: list[str]) -> int:
     page = _page(_recipe(overrides, config), config, first, last)
     path = Path(config.out)
     written = write_files(path.parent, {path.name: page.encode()})
-    console.print(str(written[0]), markup=False)
+    console.print(str(written[0]))
     return 0
 
 

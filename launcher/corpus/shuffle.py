@@ -54,7 +54,7 @@ def shuffle_command(console: Console, corpus: Path, out: Path, config: StatsConf
     ).encode()
     written = write_files(out, files)
     _tell(console, size, config, measured)
-    console.print("\n" + "  ".join(map(str, written)), markup=False)
+    console.print("\n" + "  ".join(map(str, written)))
     return 0
 
 
@@ -121,7 +121,7 @@ def _tell(console: Console, size: int, config: StatsConfig, measured: dict[str, 
     rows.append(("", "", *map(verdict, measured.values())))
     console.print(table(("", "by chance", *measured), rows))
     for name, meaning in MEANINGS.items():
-        console.print(f"  {name}: {meaning}", style="dim", markup=False)
+        console.print(f"  {name}: {meaning}", style="dim")
 
 
 def verdict(found: dict[str, Figure]) -> str:

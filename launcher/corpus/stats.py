@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from data.config import DataError
@@ -90,7 +89,7 @@ def stats_command(arguments: list[str]) -> int:
     """Count, write, draw, print."""
     console = open_console(soft_wrap=True)
     if "--help" in arguments:
-        console.print(f"{USAGE}\n\n{options_help(StatsConfig)}", markup=False)
+        console.print(f"{USAGE}\n\n{options_help(StatsConfig)}")
         return 0
     places, values = parse(arguments, kinds_of(StatsConfig), USAGE)
     if len(places) != 1:
@@ -121,7 +120,7 @@ def stats_command(arguments: list[str]) -> int:
     text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     written = write_files(out, {"stats.json": text.encode(), **files})
     tell(console, found)
-    console.print("\n" + "  ".join(map(str, written)), markup=False)
+    console.print("\n" + "  ".join(map(str, written)))
     return 0
 
 
@@ -141,8 +140,9 @@ def write_files(out: Path, files: Mapping[str, bytes]) -> list[Path]:
 def tell(console: Console, found: dict[str, Any]) -> None:
     """The figures as text."""
     lengths = found["lengths"]
+    console.print(found["corpus"], style="bold", end=" ")
     console.print(
-        f"[bold]{escape(found['corpus'])}[/] {found['split']}: {found['documents']:,} documents, {count(found['tokens'])} "
+        f"{found['split']}: {found['documents']:,} documents, {count(found['tokens'])} "
         f"tokens, {found['bytes'] / 1e6:,.1f} MB, {found['bytes'] / max(1, found['tokens']):.3f} bytes a token"
     )
     quantiles = "  ".join(f"{_percent(name)} {value:,.0f}" for name, value in lengths["quantiles"].items())
@@ -151,7 +151,7 @@ def tell(console: Console, found: dict[str, Any]) -> None:
     if found["signals"]:
         console.print(_signals(found["signals"]))
     for name, words in found["words"].items():
-        console.print(f"{name}: {words['different']:,} different, {words['missing']:,} documents without", markup=False)
+        console.print(f"{name}: {words['different']:,} different, {words['missing']:,} documents without")
         if "most" in words:
             rows = [(one["value"], f"{one['documents']:,}", count(one["tokens"])) for one in words["most"]]
             console.print(table((name, "documents", "tokens"), rows))
@@ -194,14 +194,14 @@ def _tell_frequencies(console: Console, found: dict[str, Any]) -> None:
     )
     total = max(1, found["counted"])
     shown = [f"{one['token']} {100 * one['count'] / total:.2f} %" for one in found["most"]]
-    console.print("  " + "   ".join(shown), markup=False)
+    console.print("  " + "   ".join(shown))
 
 
 def _tell_cleaning(console: Console, found: dict[str, Any]) -> None:
     for name, reasons in (("left out", found["skipped"]), ("quarantined", found["quarantined"])):
         if reasons:
             told = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
-            console.print(f"{name}  {told}", markup=False)
+            console.print(f"{name}  {told}")
     steps = found.get("cleaning", [])
     if steps:
         rows = [
@@ -222,7 +222,7 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], words: tuple[i
     for place, name in enumerate(head):
         found.add_column(name, justify="left" if place in words else "right", header_style="dim")
     for row in rows:
-        found.add_row(*map(escape, row))
+        found.add_row(*row)
     return found
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from launcher.budget import Budget
 from launcher.callbacks.units import count, duration
@@ -113,7 +114,7 @@ def _check_resume(recipe: Recipe, run: Path) -> None:
         return
     for difference in check_same_run(recipe, yaml.safe_load(frozen.read_text()), str(run)):
         if not difference.startswith(("job.", "cluster.", "sweep.")):
-            console.print(f"changed since the last attempt: {difference}", markup=False)
+            console.print(f"changed since the last attempt: {difference}")
 
 
 def _refuse_second(jobs: list[Job], run: Path) -> None:
@@ -217,5 +218,5 @@ def show(allocation: Allocation, run: Path, device: str) -> None:
     }
     for name, text in rows.items():
         if text:
-            table.add_row(f"[bold]{name}[/]", text)
+            table.add_row(Text(name, "bold"), text)
     console.print(table)

@@ -23,7 +23,7 @@ import yaml
 from launcher.laws.form import FLOPS_PER_PARAMETER_TOKEN, LawError
 from launcher.laws.shape import Shape, shape_of
 from launcher.laws.step import FINAL_RATE, PUBLISHED, RANGE, rate_and_batch
-from launcher.terminal import open_console
+from launcher.terminal import open_console, warn
 
 OPTIONS = ("budget", "law", "vocab", "sequence_length", "name", "out")
 """Words of the form option=value."""
@@ -251,13 +251,10 @@ def _show(plan: BudgetPlan, name: str, place: Path | None) -> None:
         f"batch  {plan.batch_tokens:,} tokens in sequences of {plan.sequence_length}, {plan.steps:,} steps; learning rate "
         f"{plan.learning_rate:g} falling to {FINAL_RATE:g} (Step Law, arXiv 2503.04715)",
     ):
-        console.print(line, markup=False)
+        console.print(line)
     for text in plan.warnings:
-        console.print("[yellow]warning[/]  ", end="")
-        console.print(text, markup=False)
+        warn(console, text)
     if place is not None:
-        console.print(
-            f"written  {place}: triaxis train experiment={name} --config-dir {place.parent.parent}", markup=False
-        )
+        console.print(f"written  {place}: triaxis train experiment={name} --config-dir {place.parent.parent}")
     else:
-        console.print("triaxis train " + " ".join(plan.overrides(name)), markup=False)
+        console.print("triaxis train " + " ".join(plan.overrides(name)))

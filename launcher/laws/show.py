@@ -6,33 +6,28 @@ from typing import Any
 
 from rich.console import Console
 
-from launcher.bench.show import new_table
 from launcher.laws.result import Fit, Interval
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console, warn
 
 
 def show(fit: Fit, console: Console | None = None) -> None:
     """Coefficients, errors, optima and warnings."""
     console = console or open_console(soft_wrap=True)
-    console.print(f"{fit.title}: {fit.formula}", style="bold", markup=False)
-    console.print(f"{fit.rows} rows of {fit.data}  ({fit.source})", markup=False)
+    console.print(f"{fit.title}: {fit.formula}", style="bold")
+    console.print(f"{fit.rows} rows of {fit.data}  ({fit.source})")
     used = ", ".join(f"{role} {name}" for role, name in fit.columns.items())
-    console.print(f"columns  {used}", markup=False)
+    console.print(f"columns  {used}")
     _coefficients(fit, console)
     _errors(fit, console)
     for told in fit.optima:
-        console.print(optimum_text(told), markup=False)
+        console.print(optimum_text(told))
     for name, found in fit.extra.items():
         text = _penalty(found) if name.startswith("penalty") else extra_text(found)
-        console.print(f"{name.replace('_', ' ')}  {text}", markup=False)
+        console.print(f"{name.replace('_', ' ')}  {text}")
     for text in fit.notes:
-        console.print(f"note  {text}", markup=False)
+        console.print(f"note  {text}")
     for text in fit.warnings:
-        console.print(f"[yellow]warning[/]  {_plain(text)}")
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+        warn(console, text)
 
 
 def _coefficients(fit: Fit, console: Console) -> None:
@@ -46,15 +41,14 @@ def _coefficients(fit: Fit, console: Console) -> None:
 
 def _errors(fit: Fit, console: Console) -> None:
     if fit.objective is not None:
-        console.print(f"objective  {fit.objective:.6g} ({fit.objective_is})", markup=False)
+        console.print(f"objective  {fit.objective:.6g} ({fit.objective_is})")
     if fit.errors:
-        console.print(f"error  {_error(fit.errors)} of the rows fitted", markup=False)
+        console.print(f"error  {_error(fit.errors)} of the rows fitted")
     if fit.held_out:
-        console.print(f"held out  {_error(fit.held_out)} of {fit.held_out['how']}", markup=False)
+        console.print(f"held out  {_error(fit.held_out)} of {fit.held_out['how']}")
         for one in fit.held_out.get("runs", [])[:40]:
             console.print(
                 f"  {one['name']}: {one['loss']:.4f}, predicted {one['predicted']:.4f}, off by {100 * one['error']:.4f} %",
-                markup=False,
             )
 
 

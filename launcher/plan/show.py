@@ -33,7 +33,7 @@ def show_plain(arguments: list[str]) -> int:
     check_budget(recipe)
     precision = "fp32" if recipe.precision.name == "fp32" else "bf16"
     console = open_console()
-    console.print(_summary(recipe, parallel, world, precision), markup=False, soft_wrap=True)
+    console.print(_summary(recipe, parallel, world, precision), soft_wrap=True)
     console.print("a rank of each stage: blocks of the decoder, parameters held, and bytes")
     console.print(_stages(recipe, parallel, world, precision))
     return 0

@@ -24,7 +24,7 @@ def tell(task: Task, plan: Plan, given: Plan | None, found: Found | None, figure
     console.width = max(console.width, LEAST_WIDTH)
 
     def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
     say(_head(task, figures))
     say(f"layout  {layout_text(plan, task.gpus)}")

@@ -50,7 +50,7 @@ def run_command(arguments: list[str]) -> int:
     with progress_bar("sweep", f"checking {len(points)} runs") as progress:
         planned = plan(points, config_dir, lambda done: progress(done, len(points), f"checking {len(points)} runs"))
     store = Store(Path(sweep.dir) / sweep.name, create=True)
-    work = Work(store, sweep, line, config_dir, planned, lambda text: console.print(text, markup=False))
+    work = Work(store, sweep, line, config_dir, planned, lambda text: console.print(text))
     store.describe(to_plain(sweep))
     among = work.enter()
     if "--retry" in arguments:
@@ -89,9 +89,7 @@ def _submit(directory: Path, arguments: list[str], tasks: int, options: list[str
     words = ["sweep", "run", *arguments]
     script = array_script(directory.name, [words] * tasks, directory.resolve(), options=options)
     number = submit_array(script, directory / "array.sbatch")
-    console.print(
-        f"submitted  array {number} of {tasks} tasks; `triaxis sweep status {directory}` shows its runs", markup=False
-    )
+    console.print(f"submitted  array {number} of {tasks} tasks; `triaxis sweep status {directory}` shows its runs")
     return 0
 
 
@@ -100,7 +98,7 @@ def _verdict(directory: Path, rows: list[Row]) -> int:
 
     failed = failures(directory, rows)
     for text in failed:
-        console.print(text, markup=False)
+        console.print(text)
     if failed:
         console.print("runs that failed are tried again with --retry")
     elsewhere = sum(row.state == "running" for row in rows)
@@ -122,7 +120,7 @@ def _leave_results(store: Store) -> None:
     write_csv(results, store.directory / f"{TABLE}.csv")
     write_json(results, store.directory / f"{TABLE}.json")
     (store.directory / PICTURE).write_bytes(picture(results))
-    console.print(f"written  {store.directory / TABLE}.csv  {TABLE}.json  {PICTURE}", markup=False)
+    console.print(f"written  {store.directory / TABLE}.csv  {TABLE}.json  {PICTURE}")
 
 
 def _opened(arguments: list[str], command: str, kinds: Kinds) -> tuple[Store, dict[str, str]]:
@@ -168,5 +166,5 @@ def plot_command(arguments: list[str]) -> int:
         raise RecipeError(f"sweep plot: no run of {store.directory} is done; `triaxis sweep status` shows what is")
     path = Path(places.get("out", store.directory / PICTURE))
     path.write_bytes(picture(results))
-    console.print(path, markup=False)
+    console.print(path)
     return 0

@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from launcher.bench.show import new_table
 from launcher.callbacks.metrics import FILE_NAME, parse_line
 from launcher.sweep.results import Line, Results
 from launcher.sweep.running import LOG
 from launcher.sweep.store import STATES, Row, Store
+from launcher.terminal import new_table
 
 _LOOK_SECONDS = 1.0  # between readings of what runs have come to
 
@@ -29,7 +29,12 @@ class Screen:
         states = {row.fingerprint: row.state for row in store.rows() if row.fingerprint in among}
         self.total, self.ended_before = total or len(states), sum(state == "done" for state in states.values())
         self.count = self.ended_before
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
         self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=self.total, completed=self.count)
 
@@ -44,13 +49,13 @@ class Screen:
 
     def began(self, row: Row) -> None:
         """A run starts."""
-        self.console.print(f"begins  {row.name}", markup=False)
+        self.console.print(f"begins  {row.name}")
 
     def ended(self, row: Row, state: str, told: str) -> None:
         """A run ended."""
         self.count += state == "done"
         self._bar.update(self._task, completed=self.count)
-        self.console.print(f"{state:7} {row.name}  {told}  [{self.count}/{self.total} done]", markup=False)
+        self.console.print(f"{state:7} {row.name}  {told}  [{self.count}/{self.total} done]")
 
     def looked(self, running: Sequence[tuple[Row, Path]]) -> None:
         """Say on the bar how far runs are."""
@@ -94,9 +99,9 @@ def show_status(console: Console, directory: Path, rows: Sequence[Row]) -> None:
             host, pid = row.owner.split()[0], row.owner.split()[-3]
             beat = f"heard of {time.time() - row.heartbeat:.0f} s ago"
             told = f"running  {row.name}: {how_far(directory / row.directory)}; process {pid} on {host}, {beat}"
-            console.print(told, markup=False)
+            console.print(told)
     for text in failures(directory, rows):
-        console.print(text, markup=False)
+        console.print(text)
 
 
 def show_table(console: Console, results: Results) -> None:
@@ -110,7 +115,7 @@ def show_table(console: Console, results: Results) -> None:
         heads += [" ".join(of.values()) or sweep.metric, *([f"gap to {sweep.baseline}"] if sweep.baseline else [])]
     published = ["published gaps"] if results.published else []
     over = f"mean over {sweep.repeat}s (largest minus smallest)" if sweep.repeat in sweep.axes else ""
-    console.print(f"{sweep.name}: {sweep.metric} {over}".rstrip(), style="bold", markup=False)
+    console.print(f"{sweep.name}: {sweep.metric} {over}".rstrip(), style="bold")
     table = new_table("", sweep.compared, *heads, *published)
     for label in results.labels:
         cells: list[str] = []

@@ -152,7 +152,7 @@ def transfer_command(arguments: list[str]) -> int:
 
 def show(transfer: Transfer, console: Any) -> None:
     """The best learning rates as a table."""
-    from launcher.bench.show import new_table
+    from launcher.terminal import new_table
 
     widths = sorted({width for curves in transfer.curves.values() for width in curves})
     table = new_table("Best learning rate by width", "", *map(str, widths), "drift")

@@ -124,6 +124,15 @@ def test_the_commands_themselves(place: Path, capsys: pytest.CaptureFixture[str]
     assert completions("triaxis logs r") == ["run"]
 
 
+def test_what_others_say_is_no_markup(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors of collectives begin with a path in brackets, which the table took for a tag, and fell over."""
+    said = "RuntimeError: [/src/gloo/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4 [bold]"
+    attempt(place, FAILED, said)
+    listed(place, "RUNNING")
+    assert main(["jobs", "run"]) == 0
+    assert capsys.readouterr().out.count(said) == 2  # of the run, and of its attempt
+
+
 def test_following_ends_with_the_job(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder_in(place).output.write_text("controller\n")
     listed(place, "COMPLETED")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 import models.kernels
-from launcher.bench.show import new_table
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console
 from models.kernels.catalogue import CUDA, compilations
 from models.kernels.runtime.compiling import ARCHITECTURES, compile_for
 from models.kernels.runtime.cuda import BuildError, generate_code, nvcc
@@ -73,14 +73,14 @@ def show_compiled(figures: dict[str, Any], console: Console | None = None) -> No
     console = console or open_console()
     architectures = list(ARCHITECTURES)
     table = new_table("Registers of a thread / stack / spilled bytes / widest access", "kernel", *architectures)
-    cases: dict[tuple[str, str], dict[str, str]] = {}
+    cases: dict[tuple[str, str], dict[str, Text]] = {}
     for row in figures["compiled"]:
         widest = "" if row["widest"] is None else f" / {row['widest']}"
         told = f"{row['registers']} / {row['stack']} / {row['local']}{widest}"
         spills = row["stack"] or row["local"]
-        cases.setdefault((row["kernel"], row["case"]), {})[row["architecture"]] = f"[red]{told}[/]" if spills else told
+        cases.setdefault((row["kernel"], row["case"]), {})[row["architecture"]] = Text(told, "red" if spills else "")
     for (kernel, case), found in cases.items():
-        table.add_row(f"{kernel}: {case}", *(found.get(architecture, "") for architecture in architectures))
+        table.add_row(f"{kernel}: {case}", *(found.get(architecture, Text()) for architecture in architectures))
     console.print(table)
     if not figures["nvcc"]:
         console.print("CUDA C++ is left out: nvcc was not found")

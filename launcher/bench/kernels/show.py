@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from launcher.bench.kernels.record import COMPILED, CUDA_CPP, EAGER, LIGER, OWN, TRITON
-from launcher.bench.show import new_table
-from launcher.terminal import open_console
+from launcher.terminal import new_table, open_console, verdict
 
 WAYS = (TRITON, CUDA_CPP, EAGER, COMPILED, LIGER)
 BEST_KNOWN = "best known of others: norms backward 26 %, SwiGLU 91/58 %, cross entropy 90 %, MX row and column 68 %"
@@ -22,7 +22,6 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
     console.print(
         f"{figures['device']}, {figures['dtype']}, {figures['threads']} threads; {machine['cpu']}, {machine['cores']} cores, "
         f"load {figures['load_before']:.1f} before; {figures['rounds']} rounds",
-        markup=False,
     )
     console.print(
         f"copies {figures['copy_rate'] / 1e9:,.0f} GB/s, products {figures['product_rate'] / 1e12:,.2f} TFLOP/s; shares are of "
@@ -73,11 +72,11 @@ def _memory(one: dict[str, Any]) -> str:
     return f"{sizes[0] / 1e6:,.0f} MB" if sizes else ""
 
 
-def _goal(one: dict[str, Any]) -> str:
+def _goal(one: dict[str, Any]) -> Text | str:
     if one["goal"] is None:
         return ""
     ours = [one["shares"][way] for way in OWN if way in one["shares"]]
     goal = f"≥ {one['goal']:.0%}"
     if not ours:
         return goal
-    return f"[green]{goal}[/]" if max(ours) >= one["goal"] else f"[yellow]{goal} missed[/]"
+    return verdict(max(ours) >= one["goal"], goal)
