@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ from parallel.gloo import share_device
 def obtain_recipe(arguments: list[str]) -> tuple[Recipe, torch.device]:
     """The frozen recipe: read where a launcher wrote it; under torchrun or srun composed by rank 0 and handed round."""
     take_place()
+    # torch's word to DeepSpeed about names that still work is nothing that a user could mend
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if "TRIAXIS_RECIPE" in os.environ:
         recipe = load_recipe(Path(os.environ["TRIAXIS_RECIPE"]))
         return recipe, claim_device(recipe)

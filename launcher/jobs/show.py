@@ -41,6 +41,7 @@ def jobs_command(arguments: list[str]) -> int:
         return 0
     console.print(overview(found))
     if arguments:
+        console.print()
         console.print(attempts_table(found[0]))
     return 0
 
@@ -106,7 +107,7 @@ def state_of(found: Found) -> tuple[str, str]:
 
 def attempts_table(found: Found) -> Table:
     """A row for each attempt."""
-    table = Table(box=None, padding=(1, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("attempt", "job", "nodes", "began", "took", "steps", "code", "why it ended"):
         table.add_column(name, overflow="fold", no_wrap=name not in ("nodes", "why it ended"))
     running = running_attempt(found.run)
