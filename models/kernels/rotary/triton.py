@@ -1,5 +1,5 @@
-"""Rotation of heads, in place or not: a program turns all heads of one token, whose angles it reads once. 4 bytes an element of
-bfloat16, forward and backward."""
+"""Rotation of heads, in place or not: a program turns all heads of one token, whose angles it reads once, on CPU of many. 4 bytes
+an element of bfloat16, forward and backward."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from models.kernels.runtime.rounding import rounded
 from models.kernels.runtime.rows import accumulator, triton_type
 
 
+INTERPRETED = 256
+"""Tokens of a program on CPU, where the interpreter pays by the program."""
+
+
 @kernel
 def _turn(
     x,
     target,
     cosine,
     sine,
+    rows,
     batch,
     x_token,
     x_sample,
@@ -35,12 +40,17 @@ def _turn(
     HALF: tl.constexpr,
     BACK: tl.constexpr,
     ACC: tl.constexpr,
+    TOKENS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    token, sample = (tl.program_id(0) // batch).to(tl.int64), (tl.program_id(0) % batch).to(tl.int64)
+    row, within = tl.program_id(0), True
+    if TOKENS > 1:
+        row = row * TOKENS + tl.arange(0, TOKENS)[:, None, None]
+        within = row < rows
+    token, sample = (row // batch).to(tl.int64), (row % batch).to(tl.int64)
     column = tl.arange(0, BLOCK)[None, :]
-    within = column < HALF
+    within = within & (column < HALF)
     angle = token * table_token + sample * table_sample + column
     left_cosine = tl.load(cosine + angle, mask=within, other=0.0).to(ACC)
     right_cosine = tl.load(cosine + angle + HALF, mask=within, other=0.0).to(ACC)
@@ -70,11 +80,13 @@ def turn(x: Tensor, target: Tensor, cosine: Tensor, sine: Tensor, back: bool) ->
     cosine, sine = cosine.contiguous(), sine.contiguous()
     tile, block, warps = _tile(heads, width)
     table = [0 if size == 1 else stride for size, stride in zip(cosine.shape[:2], cosine.stride()[:2], strict=True)]
-    _turn[(tokens * samples,)](
+    together = 1 if x.is_cuda else INTERPRETED
+    _turn[(triton.cdiv(tokens * samples, together),)](
         x,
         target,
         cosine,
         sine,
+        tokens * samples,
         samples,
         *x.stride()[:3],
         *target.stride()[:3],
@@ -83,6 +95,7 @@ def turn(x: Tensor, target: Tensor, cosine: Tensor, sine: Tensor, back: bool) ->
         HALF=width // 2,
         BACK=back,
         ACC=triton_type(accumulator(x.dtype)),
+        TOKENS=together,
         TILE=tile,
         BLOCK=block,
         num_warps=warps,
@@ -100,10 +113,11 @@ def compilations() -> Iterator[Compilation]:
     """Query and key heads of models with 40 and 64 of them, in place and back."""
     strides = ("x_token", "x_sample", "x_head", "target_token", "target_sample", "target_head", "table_token")
     names = dict.fromkeys(("x", "target", "cosine", "sine"), "*bf16")
-    names |= dict.fromkeys((*strides, "batch", "table_sample"), "i32")
+    names |= dict.fromkeys((*strides, "rows", "batch", "table_sample"), "i32")
     for heads, width, back in ((40, 128, False), (64, 128, True), (12, 64, False)):
         tile, block, warps = _tile(heads, width)
-        constants = {"HEADS": heads, "HALF": width // 2, "BACK": back, "ACC": tl.float32, "TILE": tile, "BLOCK": block}
+        constants = {"HEADS": heads, "HALF": width // 2, "BACK": back, "ACC": tl.float32}
+        constants |= {"TOKENS": 1, "TILE": tile, "BLOCK": block}
         yield Compilation(_turn, names, constants, warps, (*strides, "table_sample"))
 
 
