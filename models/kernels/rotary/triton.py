@@ -1,5 +1,5 @@
-"""Rotation of heads, in place or not: a program turns all heads of one token, whose angles it reads once, on CPU of many. 4 bytes
-an element of bfloat16, forward and backward."""
+"""Rotation of heads, in place or not: a program turns all heads of one token, on CPU of many, and reads its angles once. 4 bytes an
+element of bfloat16, forward and backward."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from models.kernels.runtime.compiling import Compilation
 from models.kernels.runtime.jit import kernel
 from models.kernels.runtime.rounding import rounded
 from models.kernels.runtime.rows import accumulator, triton_type
-
 
 INTERPRETED = 256
 """Tokens of a program on CPU, where the interpreter pays by the program."""
