@@ -1,5 +1,5 @@
-"""Rotation of heads, in place or not: a program turns all heads of one token, on CPU of many, and reads its angles once. 4 bytes an
-element of bfloat16, forward and backward."""
+"""Rotation of heads, in place or not: a program turns all heads of one token, on CPU of many, reading its angles once. 4 bytes
+an element of bfloat16, forward and backward."""
 
 from __future__ import annotations
 
