@@ -156,14 +156,15 @@ class Watchdog:
 
 def stands(frame: FrameType | None) -> tuple[str, bool]:
     """Where a stack stands, by its innermost frame of our own code, and whether it waits for peers."""
-    house = str(Path(__file__).resolve().parent.parent)
+    house = str(Path(__file__).resolve().parent.parent) + os.sep
     innermost, own, waits = "", "", False
     while frame is not None:
         code = frame.f_code
-        text = f"{code.co_filename.removeprefix(house).lstrip('/')}:{frame.f_lineno} {code.co_name}"
+        text = f"{code.co_filename.removeprefix(house)}:{frame.f_lineno} {code.co_name}"
         innermost = innermost or text
         waits |= not own and any(part in code.co_filename for part in COLLECTIVES)
-        if not own and code.co_filename.startswith(house):
+        ours = code.co_filename.startswith(house) and "site-packages" not in code.co_filename  # of a .venv in the house
+        if not own and ours:
             own = text
         frame = frame.f_back
     return own or innermost or "nowhere", waits
