@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from launcher.sweep.config import SweepError
 from launcher.sweep.store import Row, Store
+from launcher.terminal import new_table, open_console
 
 RATE, WIDTH, KIND = "optimizer.learning_rate", "width", "kind"
 Curve = dict[float, float]
@@ -131,7 +134,6 @@ def transfer_command(arguments: list[str]) -> int:
     """`triaxis sweep transfer DIR [--out FILE] [--json FILE]`."""
     from launcher.options import parse
     from launcher.sweep.transfer_picture import picture
-    from launcher.terminal import open_console
 
     places, values = parse(
         arguments, {"out": str, "json": str}, "triaxis sweep transfer sweeps/mup_transfer [--out FILE] [--json FILE]"
@@ -150,10 +152,8 @@ def transfer_command(arguments: list[str]) -> int:
     return 0
 
 
-def show(transfer: Transfer, console: Any) -> None:
+def show(transfer: Transfer, console: Console) -> None:
     """The best learning rates as a table."""
-    from launcher.terminal import new_table
-
     widths = sorted({width for curves in transfer.curves.values() for width in curves})
     table = new_table("Best learning rate by width", "", *map(str, widths), "drift")
     for kind, curves in transfer.curves.items():

@@ -152,11 +152,11 @@ def test_the_script_is_shell_and_holds_the_site(tmp_path: Path) -> None:
 
 def test_containers_see_what_ranks_need() -> None:
     cluster = recipe_of("cluster.container=img.sqsh", "cluster.mounts=[/data,/scratch:/s]").cluster
-    found = container_options(cluster, ["/work", "/work/runs/first"], "/work")
+    found = container_options(cluster, ["/home/us", "/home/us/runs/first"], "/home/us")
     assert found == [
         "--container-image=img.sqsh",
-        "--container-mounts=/work:/work,/work/runs/first:/work/runs/first,/data:/data,/scratch:/s",
-        "--container-workdir=/work",
+        "--container-mounts=/home/us:/home/us,/home/us/runs/first:/home/us/runs/first,/data:/data,/scratch:/s",
+        "--container-workdir=/home/us",
     ]
 
 
