@@ -148,7 +148,7 @@ def train_recipe(recipe: Recipe) -> int:
         directory,
         world_size,
         lambda: run_workers(directory, frozen, world_size, threads, device),
-        lambda text: console.print(text),
+        console.print,
     )
     return _afterwards(recipe, directory, code)
 
@@ -174,7 +174,7 @@ def _world(recipe: Recipe, device: str, frozen: Path) -> tuple[Recipe, int]:
             return replace(recipe, parallel=replace(parallel, data=chosen)), chosen * parallel.model_parallel
         least = parallel.least_data
         check_recipe(replace(recipe, parallel=replace(parallel, data=least)), least * parallel.model_parallel, device)
-        return choose_layout(recipe, device, lambda text: console.print(text))
+        return choose_layout(recipe, device, console.print)
     return world_of(recipe, device)
 
 

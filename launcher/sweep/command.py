@@ -50,7 +50,7 @@ def run_command(arguments: list[str]) -> int:
     with progress_bar("sweep", f"checking {len(points)} runs") as progress:
         planned = plan(points, config_dir, lambda done: progress(done, len(points), f"checking {len(points)} runs"))
     store = Store(Path(sweep.dir) / sweep.name, create=True)
-    work = Work(store, sweep, line, config_dir, planned, lambda text: console.print(text))
+    work = Work(store, sweep, line, config_dir, planned, console.print)
     store.describe(to_plain(sweep))
     among = work.enter()
     if "--retry" in arguments:
