@@ -20,10 +20,13 @@ KERNELS: tuple[str, ...] = (
     "mx_quantize",
     "adamw",
 )
-"""Folders with `reference.py`, `triton.py` and, some, `kernel.cu`."""
+"""Folders with `reference.py`, `triton.py` and, some, `kernel.cu` or `kernel.cpp`."""
 
 CUDA: tuple[str, ...] = ("adamw", "mx_quantize")
 """Those with a `kernel.cu`."""
+
+CPP: tuple[str, ...] = ("mx_quantize",)
+"""Those with a `kernel.cpp`."""
 
 
 def compilations(name: str) -> Iterator[Compilation]:

@@ -6,7 +6,7 @@ import importlib.util
 
 from models.errors import ModelError
 
-CHOICES = ("auto", "reference", "triton", "cuda", "liger", "apex")
+CHOICES = ("auto", "reference", "triton", "cuda", "cpp", "liger", "apex")
 
 _PACKAGES = {"liger": "liger_kernel", "apex": "apex"}
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.kernels.catalogue import CUDA
+from models.kernels.catalogue import CPP, CUDA
 
 Call = Callable[[], object]
 
-EAGER, COMPILED, TRITON, CUDA_CPP, LIGER = "torch", "torch.compile", "triton", "cuda", "liger"
+EAGER, COMPILED, TRITON, CUDA_CPP, HOST_CPP, LIGER = "torch", "torch.compile", "triton", "cuda", "cpp", "liger"
 OWN = (TRITON, CUDA_CPP)
-_CHOICE = {EAGER: "reference", TRITON: "triton", CUDA_CPP: "cuda", LIGER: "liger"}
+_CHOICE = {EAGER: "reference", TRITON: "triton", CUDA_CPP: "cuda", HOST_CPP: "cpp", LIGER: "liger"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Place:
 def place_of(device: torch.device) -> Place:
     """bfloat16 with all implementations on a GPU; on CPU float32, where Triton is interpreted and not worth a clock."""
     if device.type == "cpu":
-        return Place(device, torch.float32, (EAGER, COMPILED))
+        return Place(device, torch.float32, (EAGER, COMPILED, HOST_CPP))
     liger = (LIGER,) if importlib.util.find_spec("liger_kernel") else ()
     return Place(device, torch.bfloat16, (EAGER, COMPILED, *OWN, *liger))
 
@@ -144,7 +144,7 @@ def _timed(
 
 
 def _eager_ways(kernel: str, place: Place, liger: bool) -> list[str]:
-    lacks = {CUDA_CPP: kernel not in CUDA, LIGER: not liger, COMPILED: True}
+    lacks = {CUDA_CPP: kernel not in CUDA, HOST_CPP: kernel not in CPP, LIGER: not liger, COMPILED: True}
     return [way for way in place.ways if not lacks.get(way, False)]
 
 

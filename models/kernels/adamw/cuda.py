@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.kernels.adamw.scalars import Scalars
 from models.kernels.adamw.tables import Tables
-from models.kernels.runtime.cuda import architecture_of, check, library, pointer, stream
+from models.kernels.runtime.building import pointer
+from models.kernels.runtime.cuda import architecture_of, check, library, stream
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 

@@ -12,13 +12,16 @@ from torch import Tensor
 from models.formats.names import Format
 from models.formats.quantize import Draw, checked
 from models.formats.tensor import MXTensor
-from models.kernels.mx_quantize import decoding, reference
+from models.kernels.mx_quantize import cpp, decoding, reference
 from models.kernels.mx_quantize.operators import dequantize_with, quantize_with
 from models.kernels.registry import Kernel
 
-KERNEL = Kernel("mx_quantize", gpu=("triton",), serves={"cuda": lambda device, dtype, shape: None})
-"""`auto` takes Triton on a GPU, which has everything; C++, which has neither NVFP4 nor squares nor stochastic rounding, only
-where it is asked for, as long as no measurement says that it is faster."""
+KERNEL = Kernel("mx_quantize", gpu=("triton",), cpu=("cpp",), serves={"cuda": lambda device, dtype, shape: None})
+"""`auto` takes Triton on a GPU, which has everything; CUDA C++, which has neither NVFP4 nor squares nor stochastic rounding,
+only where it is asked for, as long as no measurement says that it is faster. On a processor C++ has everything."""
+
+_WHOLE = {"reference": reference.quantize, "cpp": cpp.quantize}
+"""Those that no compiler takes for one operation."""
 
 
 def quantize(
@@ -41,8 +44,8 @@ def quantize(
     dim %= x.ndim
     draw = draw if rounding == "stochastic" else None
     chosen = _chosen(kernels, x, found, square, draw)
-    if chosen == "reference":
-        return reference.quantize(x, found, dim, scale, rounding, square, draw, whole_amax)
+    if chosen in _WHOLE:
+        return _WHOLE[chosen](x, found, dim, scale, rounding, square, draw, whole_amax)
     formats = (format, None) if dim == x.ndim - 1 else (None, format)
     ((elements, scales, tensor),) = quantize_with(chosen, x, formats, dim, scale, rounding, square, draw, whole_amax)
     return MXTensor(elements, scales, found, dim, square, tensor if found.scale == "e4m3" else None)
@@ -66,9 +69,9 @@ def quantize_both(
     draw = draw if rounding == "stochastic" else None
     chosen = "reference" if x.ndim < 2 else _chosen(kernels, x, row, False, draw, column)
     last = x.ndim - 1
-    if chosen == "reference":
-        first = reference.quantize(x, row, last, scale, rounding, False, draw, whole_amax)
-        return first, reference.quantize(x, column, 0, scale, rounding, False, draw, whole_amax)
+    if chosen in _WHOLE:
+        first = _WHOLE[chosen](x, row, last, scale, rounding, False, draw, whole_amax)
+        return first, _WHOLE[chosen](x, column, 0, scale, rounding, False, draw, whole_amax)
     made = quantize_with(chosen, x, (format_row, format_column), 0, scale, rounding, False, draw, whole_amax)
     (r, r_scales, r_tensor), (c, c_scales, c_tensor) = made
     return (
@@ -82,7 +85,7 @@ def dequantize(mx: MXTensor, dtype: torch.dtype = torch.float32, kernels: str = 
     chosen = KERNEL.choose(kernels, mx.elements)
     if chosen in ("reference", "cuda") or dtype not in (torch.float32, torch.bfloat16):
         return decoding.dequantize(mx, dtype)
-    return dequantize_with(mx, dtype)
+    return cpp.dequantize(mx, dtype) if chosen == "cpp" else dequantize_with(mx, dtype)
 
 
 def _chosen(
@@ -91,6 +94,8 @@ def _chosen(
     """The implementation. What C++ does not have is Triton's; what Triton does not have, the reference's: places in a larger
     tensor of more than three dimensions, or of squares of three."""
     chosen = KERNEL.choose(kernels, x)
+    if chosen in _WHOLE:
+        return chosen if x.numel() else "reference"
     special = square or draw is not None or "nvfp4" in (found.name, other.name if other else "")
     if chosen == "cuda" and special:
         chosen = "triton"

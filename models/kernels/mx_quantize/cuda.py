@@ -6,33 +6,15 @@ import ctypes
 from math import prod
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from models.formats.elements import ELEMENTS
 from models.formats.names import format_of
-from models.kernels.mx_quantize.constants import carry
+from models.kernels.mx_quantize.element import INPUTS, Element
 from models.kernels.mx_quantize.operators import Parts, storage
-from models.kernels.runtime.cuda import architecture_of, check, library, pointer, stream
+from models.kernels.runtime.building import pointer
+from models.kernels.runtime.cuda import architecture_of, check, library, stream
 
 SOURCE = Path(__file__).parent / "kernel.cu"
-
-_INPUTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-
-
-class Element(ctypes.Structure):
-    """The file's `Element`."""
-
-    _fields_ = [
-        (name, ctypes.c_int) for name in ("bits", "mantissa", "smallest", "exponent", "largest", "integer", "carry")
-    ]
-
-    @classmethod
-    def of(cls, name: str, mode: str) -> Element:
-        """An element format of `ELEMENTS` under a scale mode."""
-        e = ELEMENTS[name]
-        smallest = e.smallest_exponent + 127
-        return cls(e.bits, e.mantissa_bits, smallest, e.largest_exponent, e.largest_code, e.integer, carry(e, mode))
 
 
 def quantize(x: Tensor, formats: tuple[str | None, str | None], dim: int, scale: str, rounding: str) -> list[Parts]:
@@ -52,7 +34,7 @@ def quantize(x: Tensor, formats: tuple[str | None, str | None], dim: int, scale:
             parts = [part[batch] for part in _batches(made, batches)]
             check(
                 function(
-                    pointer(x if batches == 1 else x.view(batches, -1)[batch]), _INPUTS[x.dtype], ctypes.c_long(first),
+                    pointer(x if batches == 1 else x.view(batches, -1)[batch]), INPUTS[x.dtype], ctypes.c_long(first),
                     ctypes.c_long(columns), ctypes.c_long(step), int(rounding == "half_away"), Element.of(f, scale),
                     *map(pointer, parts[:2]), Element.of(t, scale), *map(pointer, parts[2:]), stream(x.device),
                 ),

@@ -1,87 +1,22 @@
 // Into MX in CUDA C++, blocks of 32 along rows, along columns (stored transposed), or both with one read of x. Powers of two as
-// scales; to the nearest even or half away from zero. The arithmetic is `device.py`'s, in functions that a host compiler takes
-// too, so that it is tested where there is no GPU.
-#include <cstdint>
-#include <cstring>
-
-#ifdef __CUDACC__
+// scales; to the nearest even or half away from zero.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#define BOTH __host__ __device__ __forceinline__
-#else
-#define BOTH inline
-#endif
 
-// An element format: bits in memory, bits of its mantissa, float32 exponent field of its smallest normal magnitude, exponent
-// and code of its largest, whether it is two's complement, and what carries into the exponent of a scale.
-struct Element {
-  int bits, mantissa, smallest, exponent, largest, integer, carry;
-};
-
-BOTH float as_float(int32_t bits) {
-#ifdef __CUDA_ARCH__
-  return __int_as_float(bits);
-#else
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-#endif
-}
-
-BOTH int32_t as_int(float x) {
-#ifdef __CUDA_ARCH__
-  return __float_as_int(x);
-#else
-  int32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-#endif
-}
-
-BOTH float multiplied(float a, float b) {
-#ifdef __CUDA_ARCH__
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
-BOTH float added(float a, float b) {
-#ifdef __CUDA_ARCH__
-  return __fadd_rn(a, b);
-#else
-  return a + b;
-#endif
-}
-
-BOTH int smaller(int a, int b) { return a < b ? a : b; }
-BOTH int larger(int a, int b) { return a > b ? a : b; }
-
-// The E8M0 byte of a block whose largest magnitude has these float32 bits.
-BOTH int scale_byte(int32_t amax, const Element& e) {
-  if (amax >= 0x7F800000) return 255;
-  int32_t normal = amax < 0x800000 ? larger(2 * amax - 0x800000, 0) : amax;
-  return smaller(larger(((normal + e.carry) >> 23) - e.exponent, 0), 254);
-}
+#include "arithmetic.h"
 
 // The code of the float32 with these bits under a byte.
-BOTH unsigned encode(int32_t bits, int byte, const Element& e, bool away) {
-  if (byte == 255) return 0;
-  float inverse = as_float(byte >= 254 ? 1 << 22 : (254 - byte) << 23);
-  int32_t scaled = as_int(multiplied(as_float(bits & 0x7FFFFFFF), inverse));
-  int32_t smallest = e.smallest << 23, shift = 23 - e.mantissa;
-  int32_t place = e.integer ? smallest : larger(scaled & 0x7F800000, smallest);
-  int32_t magic = place + (shift << 23);
-  int32_t rounded = as_int(added(as_float(away ? scaled | 1 : scaled), as_float(magic))) - magic;
-  int32_t code = smaller(rounded + ((place - smallest) >> shift), e.largest);
-  if (e.integer) return (bits < 0 ? -code : code) & 0xFF;
-  return code | ((bits >> (32 - e.bits)) & (1 << (e.bits - 1)));
+__device__ __forceinline__ unsigned encode(int32_t bits, int byte, const Element& e, bool away) {
+  float inverse = inverse_power(byte);
+  bits = byte == 255 ? 0 : bits;
+  if (e.integer) return away ? encode<kHalfAway, true>(bits, inverse, 0, e) : encode<kNearestEven, true>(bits, inverse, 0, e);
+  return away ? encode<kHalfAway, false>(bits, inverse, 0, e) : encode<kNearestEven, false>(bits, inverse, 0, e);
 }
 
 // COUNT codes, 8 or 16, as the first words of what lies in memory.
 template <int COUNT>
-BOTH void pack(const unsigned* codes, int bits, uint32_t* words) {
+__device__ __forceinline__ void pack(const unsigned* codes, int bits, uint32_t* words) {
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) {
     if (bits == 8) words[i / 4] |= codes[i] << (8 * (i % 4));
@@ -92,27 +27,6 @@ BOTH void pack(const unsigned* codes, int bits, uint32_t* words) {
     }
   }
 }
-
-#ifndef __CUDACC__
-// For tests: the scales and packed elements of blocks of 32 float32.
-extern "C" void mx_quantize_on_host(const float* x, long blocks, uint8_t* elements, uint8_t* scales, Element e, int away) {
-  for (long block = 0; block < blocks; ++block, x += 32) {
-    int32_t amax = 0;
-    for (int i = 0; i < 32; ++i) amax = larger(amax, as_int(x[i]) & 0x7FFFFFFF);
-    scales[block] = uint8_t(scale_byte(amax, e));
-    for (int part = 0; part < 32; part += block % 2 ? 8 : 16) {  // as along rows, as along columns
-      unsigned codes[16];
-      uint32_t words[4] = {};
-      int count = block % 2 ? 8 : 16;
-      for (int i = 0; i < count; ++i) codes[i] = encode(as_int(x[part + i]), scales[block], e, away != 0);
-      if (count == 8) pack<8>(codes, e.bits, words);
-      else pack<16>(codes, e.bits, words);
-      std::memcpy(elements, words, count * e.bits / 8);
-      elements += count * e.bits / 8;
-    }
-  }
-}
-#else
 
 // A tile is 64 x 64. A thread has 8 neighbours of a row, 16 bytes of bfloat16, so four threads have a block of a row; then,
 // through shared memory, 16 neighbours of a column, so two threads have a block of a column and four write 64 bytes in a
@@ -241,4 +155,3 @@ extern "C" int mx_quantize(const void* x, int input, long rows, long columns, lo
   return call(x, rows, columns, stride, away, row, elements, scales, column, elements_t, scales_t,
               static_cast<cudaStream_t>(stream));
 }
-#endif

@@ -56,7 +56,7 @@ def quantize(
     count = _count(x.device, found.block * inner)
     amax = _joined([largest(part) for part in blocks.split(count)])
     if square:
-        amax = _of_squares(amax.reshape(_divided(x, laid, found)), laid, found.block).reshape(amax.shape)
+        amax = of_squares(amax.reshape(divided(x, laid, found)), laid, found.block).reshape(amax.shape)
     scales, factor, keep, tensor = _scales(amax, found, scale, whole)
     made = []
     for start in range(0, outer, count):
@@ -66,7 +66,7 @@ def quantize(
         codes = encode(scaled, blocks[here], keep[here], found.element, rounding, random)
         made.append(_packed(codes, found.element.bits))
     elements = _along_last(_joined(made), x, laid, found.block)
-    scales = scales.reshape(_divided(x, laid, found)).movedim(laid, -1)
+    scales = scales.reshape(divided(x, laid, found)).movedim(laid, -1)
     scales = scales[..., :: found.block, :] if square else scales
     return MXTensor(elements, scales.contiguous(), found, dim, square, tensor)
 
@@ -89,12 +89,12 @@ def _joined(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _divided(x: Tensor, dim: int, found: Format) -> list[int]:
+def divided(x: Tensor, dim: int, found: Format) -> list[int]:
     """x's shape with one number for each block along `dim`."""
     return [size // found.block if place == dim else size for place, size in enumerate(x.shape)]
 
 
-def _of_squares(amax: Tensor, dim: int, block: int) -> Tensor:
+def of_squares(amax: Tensor, dim: int, block: int) -> Tensor:
     """amax of lines of a block, along `dim`, to that of their square, which lies along the last dimension but `dim` too."""
     beside = amax.ndim - 1 if dim != amax.ndim - 1 else dim - 1
     squares = amax.unflatten(beside, (-1, block))

@@ -11,19 +11,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.errors import ModelError
-from models.kernels import elsewhere
+from models.kernels import elsewhere, registry
 from models.kernels.gated import KERNELS as GATED
 from models.kernels.gated import gated
 from models.kernels.layer_norm import KERNEL as LAYER_NORM
 from models.kernels.layer_norm import layer_norm
+from models.kernels.mx_quantize import KERNEL as MX
+from models.kernels.mx_quantize import quantize
 from models.kernels.poly_norm import KERNEL as POLY_NORM
 from models.kernels.poly_norm import poly_norm
 from models.kernels.registry import Kernel, serves_all
 from models.kernels.rms_norm import KERNEL as RMS_NORM
 from models.kernels.rms_norm import rms_norm
 from models.kernels.rotary import KERNEL as ROTARY
+from models.kernels.runtime import cpp
 from models.kernels.squared_relu import KERNEL as SQUARED_RELU
 from models.kernels.squared_relu import squared_relu
 from tests.models.kernels.harness import noise
@@ -52,6 +56,44 @@ def test_a_compiler_sees_through_what_auto_takes(monkeypatch: pytest.MonkeyPatch
         assert kernel.choose("auto", on("cuda", 8, 64)) == "reference"
         assert kernel.choose("triton", on("cuda", 8, 64)) == "triton"
     assert Kernel("opaque").choose("auto", on("cuda", 8, 64)) == "triton"
+
+
+def test_auto_is_cpp_on_a_processor_where_a_kernel_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        MX.choose("auto", noise(2, 32)) == MX.choose("cpp", noise(2, 32)) == MX.choose("liger", noise(2, 32)) == "cpp"
+    )
+    assert MX.choose("reference", noise(2, 32)) == "reference"
+    assert MX.choose("triton", noise(2, 32)) == MX.choose("cuda", noise(2, 32)) == "triton"
+    assert MX.choose("cpp", on("cuda", 2, 32)) == "triton" and RMS_NORM.choose("cpp", noise(2, 32)) == "reference"
+    with FakeTensorMode():
+        assert MX.choose("auto", torch.empty(2, 32)) == "reference"
+    assert MX.choose("auto", torch.empty(2, 32, device="meta")) == "reference"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert MX.choose("auto", noise(2, 32)) == MX.choose("cpp", noise(2, 32)) == "reference"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "why"),
+    [("false", "false does not run"), ("no-such-compiler", "does not run"), (None, "no C\\+\\+ compiler")],
+)
+def test_without_a_compiler_it_is_told_once_and_computed_otherwise(
+    compiler: str | None, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    if compiler:
+        monkeypatch.setenv("CXX", compiler)
+    else:
+        monkeypatch.setattr("shutil.which", lambda name: None)
+    cpp._attempt.cache_clear()
+    registry._say.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=f"kernels=auto: mx_quantize is computed otherwise: .*{why}") as told:
+            found = [quantize(noise(2, 32), "mxint8"), quantize(noise(2, 32), "mxint8")]
+        assert len(told) == 1
+    finally:
+        cpp._attempt.cache_clear()
+        registry._say.cache_clear()
+    assert torch.equal(found[0].elements, quantize(noise(2, 32), "mxint8", kernels="reference").elements)
 
 
 def test_packages_are_taken_for_what_they_have() -> None:

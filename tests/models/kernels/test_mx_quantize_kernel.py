@@ -18,7 +18,7 @@ from models.kernels.mx_quantize import dequantize, quantize, quantize_both
 from tests.models.kernels.harness import Guarded, noise, same_twice
 
 KEY = (7 << 41) + 5
-IMPLEMENTATIONS = ("reference", "triton")
+IMPLEMENTATIONS = ("reference", "cpp", "triton")
 
 
 def same(found: Tensor | None, expected: Tensor | None) -> bool:

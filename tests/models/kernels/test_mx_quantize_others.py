@@ -1,10 +1,6 @@
-"""MX against other authors and on other machines: torchao; the C++ arithmetic, built for the host; GPUs, where there are."""
+"""MX against other authors and on other machines: torchao; GPUs, where there are."""
 
 from __future__ import annotations
-
-import ctypes
-import shutil
-import subprocess
 
 import pytest
 import torch
@@ -13,52 +9,8 @@ from torch import Tensor
 from models.formats import FORMATS, MODES, Draw
 from models.formats import quantize as defined
 from models.kernels.mx_quantize import dequantize, quantize, quantize_both
-from models.kernels.mx_quantize.cuda import SOURCE, Element
 from tests.models.kernels.harness import noise
 from tests.models.kernels.test_mx_quantize_kernel import KEY, adversarial, check, every_bfloat16, same
-
-POWERS_OF_TWO = [name for name, found in FORMATS.items() if found.scale == "e8m0"]
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory) -> ctypes.CDLL:
-    """`kernel.cu` without its kernel."""
-    compiler = shutil.which("g++") or pytest.skip("g++ is not installed")
-    target = tmp_path_factory.mktemp("host") / "kernel.so"
-    command = [
-        compiler,
-        "-x",
-        "c++",
-        "-O2",
-        "-std=c++17",
-        "-ffp-contract=off",
-        "-shared",
-        "-fPIC",
-        "-o",
-        target,
-        SOURCE,
-    ]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(target))
-
-
-@pytest.mark.parametrize("name", POWERS_OF_TWO)
-def test_cuda_arithmetic_equals_the_definition(host: ctypes.CDLL, name: str) -> None:
-    for numbers in (adversarial, every_bfloat16):
-        x = numbers().float().contiguous()
-        for mode, rounding in (
-            *((mode, "nearest_even") for mode in MODES),
-            ("floor", "half_away"),
-            ("rceil", "half_away"),
-        ):
-            expected = quantize(x, name, -1, mode, rounding)
-            elements, scales = torch.empty_like(expected.elements), torch.empty_like(expected.scales)
-            host.mx_quantize_on_host(
-                ctypes.c_void_p(x.data_ptr()), ctypes.c_long(x.numel() // 32), ctypes.c_void_p(elements.data_ptr()),
-                ctypes.c_void_p(scales.data_ptr()), Element.of(FORMATS[name].element.name, mode), int(rounding == "half_away"),
-            )  # fmt: skip
-            assert torch.equal(elements, expected.elements) and torch.equal(scales, expected.scales), (mode, rounding)
-
 
 THEIRS = {
     "mxfp8_e4m3": torch.float8_e4m3fn,

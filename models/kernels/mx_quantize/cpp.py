@@ -1,0 +1,103 @@
+"""Calls of `kernel.cpp`: into every block format and back on a processor."""
+
+from __future__ import annotations
+
+import ctypes
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.formats.names import Format
+from models.formats.quantize import Draw
+from models.formats.scales import tensor_scale
+from models.formats.tensor import MXTensor
+from models.kernels.mx_quantize.constants import random_key
+from models.kernels.mx_quantize.element import INPUTS, ROUNDINGS, Element
+from models.kernels.mx_quantize.reference import divided, of_squares
+from models.kernels.runtime.building import pointer
+from models.kernels.runtime.cpp import library
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+
+_INFINITY = 0x7F800000
+_NOWHERE = ctypes.c_void_p(None)
+
+
+@torch.no_grad()
+def quantize(
+    x: Tensor, found: Format, dim: int, scale: str, rounding: str, square: bool, draw: Draw | None, whole: Tensor | None
+) -> MXTensor:
+    """`models.formats.quantize` of what is checked. dim: not negative. whole: the whole tensor's largest magnitude, or None."""
+    places = None if draw is None else _lines(draw, tuple(x.shape))
+    x, laid, order = x.detach(), dim, [*range(x.ndim)]
+    if dim != x.ndim - 1 and x.movedim(dim, -1).is_contiguous():  # transposed: its blocks lie along memory
+        order.append(order.pop(dim))
+        x, laid = x.movedim(dim, -1), x.ndim - 1
+    x = x.contiguous()
+    before, beside = order[:laid], order[laid + 1 :]
+    outer, size, inner = prod(x.shape[:laid]), x.shape[laid], prod(x.shape[laid + 1 :])
+    shape = pointer(x), INPUTS[x.dtype], *map(ctypes.c_long, (outer, size, inner, found.block))
+    kernel, threads = library(SOURCE), torch.get_num_threads()
+    amax = None
+    nvfp4 = found.scale == "e4m3"
+    if square or (nvfp4 and whole is None):
+        amax = torch.empty(divided(x, laid, found), dtype=torch.int32)
+        kernel.mx_largest(*shape, pointer(amax), threads)
+        if square:
+            amax = of_squares(amax, laid, found.block).contiguous()
+    tensor = tensor_scale(_finite(amax) if whole is None else whole.to(torch.float32)) if nvfp4 else None
+    others = [x.shape[place] for place in range(x.ndim) if place != laid]
+    elements = torch.empty((*others, size * found.element.bits // 8), dtype=torch.uint8)
+    scales = torch.empty((*others, size // found.block), dtype=torch.uint8)
+    drawn: tuple[ctypes.c_uint32 | ctypes.c_void_p, ...] = (ctypes.c_uint32(0),) * 2 + (_NOWHERE,) * 3
+    if draw is not None and places is not None:
+        lines = [_sums([places[place] for place in part]) for part in (before, [dim], beside)]
+        low, high = random_key(int(draw.key))
+        drawn = (ctypes.c_uint32(low & 0xFFFFFFFF), ctypes.c_uint32(high & 0xFFFFFFFF), *map(pointer, lines))
+    kernel.mx_quantize(
+        *shape, Element.of(found.element.name, scale), ROUNDINGS[rounding], pointer(amax), pointer(tensor),
+        *drawn, pointer(elements), pointer(scales), threads,
+    )  # fmt: skip
+    if square:
+        scales = scales[..., :: found.block, :].contiguous()
+    return MXTensor(elements, scales, found, dim, square, tensor)
+
+
+def dequantize(mx: MXTensor, dtype: torch.dtype) -> Tensor:
+    """`MXTensor.dequantize` to float32 or bfloat16, bit for bit but for the payload of NaN."""
+    elements, scales, element = mx.elements.contiguous(), mx.scales.contiguous(), mx.format.element
+    size = elements.shape[-1] * 8 // element.bits
+    found = torch.empty((*elements.shape[:-1], size), dtype=dtype)
+    library(SOURCE).mx_dequantize(
+        pointer(elements), pointer(scales), pointer(mx.tensor_scale), ctypes.c_long(prod(elements.shape[:-1])),
+        ctypes.c_long(size), ctypes.c_long(mx.format.block if mx.square else 1),
+        Element.of(element.name, "floor"), int(dtype == torch.bfloat16), pointer(found), torch.get_num_threads(),
+    )  # fmt: skip
+    return found.movedim(-1, mx.dim)
+
+
+def _finite(amax: Tensor | None) -> Tensor:
+    """The largest finite magnitude of blocks' largest, in bits: float32 scalar."""
+    assert amax is not None
+    return torch.where(amax >= _INFINITY, 0, amax).amax().view(torch.float32)
+
+
+def _lines(draw: Draw, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """int64 [extent] for every dimension, whose sum is an element's place in the whole tensor."""
+    if draw.places:
+        return draw.places
+    whole, offset = draw.shape or shape, draw.offset or (0,) * len(shape)
+    return tuple(
+        torch.arange(first, first + count) * prod(whole[dim + 1 :])
+        for dim, (first, count) in enumerate(zip(offset, shape, strict=True))
+    )
+
+
+def _sums(lines: list[Tensor]) -> Tensor:
+    """Sums of one number of each line, in row-major order: int64 [product of extents], one 0 of none."""
+    total = torch.zeros(1, dtype=torch.int64)
+    for line in lines:
+        total = (total[:, None] + line).view(-1)
+    return total.contiguous()
