@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.formats.hadamard import random_signs, rotate
 from models.formats.health import Health
 from models.formats.native import multiply
 from models.formats.operand import Operand, operand
+from models.kernels.hadamard import random_signs, rotate
 from models.kernels.mx_quantize import quantize_both
 from models.parameters import Declaration
 from models.precision import ProductConfig, ProductsConfig
@@ -130,7 +130,7 @@ class Quantiser:
         rounding = chosen.gradient_rounding if role == "gradient" else chosen.rounding
         if chosen.hadamard != "off":
             signs = self._signs.get(product)
-            x = rotate(x, dim, chosen.hadamard_size, None if signs is None else signs.to(x.device))
+            x = rotate(x, dim, chosen.hadamard_size, None if signs is None else signs.to(x.device), self.kernels)
         if format == "none":
             return Operand((x,))
         drawn = None

@@ -18,6 +18,7 @@ KERNELS: tuple[str, ...] = (
     "linear_cross_entropy",
     "moe_permute",
     "mx_quantize",
+    "hadamard",
     "adamw",
 )
 """Folders with `reference.py`, `triton.py` and, some, `kernel.cu` or `kernel.cpp`."""
@@ -25,7 +26,7 @@ KERNELS: tuple[str, ...] = (
 CUDA: tuple[str, ...] = ("adamw", "mx_quantize")
 """Those with a `kernel.cu`."""
 
-CPP: tuple[str, ...] = ("mx_quantize",)
+CPP: tuple[str, ...] = ("mx_quantize", "hadamard")
 """Those with a `kernel.cpp`."""
 
 

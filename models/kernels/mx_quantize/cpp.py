@@ -14,10 +14,11 @@ from models.formats.quantize import Draw
 from models.formats.scales import tensor_scale
 from models.formats.tensor import MXTensor
 from models.kernels.mx_quantize.constants import random_key
-from models.kernels.mx_quantize.element import INPUTS, ROUNDINGS, Element
+from models.kernels.mx_quantize.element import ROUNDINGS, Element
 from models.kernels.mx_quantize.reference import divided, of_squares
 from models.kernels.runtime.building import pointer
-from models.kernels.runtime.cpp import library
+from models.kernels.runtime.cpp import library, seen_along
+from models.kernels.runtime.rows import in_memory
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 
@@ -31,14 +32,10 @@ def quantize(
 ) -> MXTensor:
     """`models.formats.quantize` of what is checked. dim: not negative. whole: the whole tensor's largest magnitude, or None."""
     places = None if draw is None else _lines(draw, tuple(x.shape))
-    x, laid, order = x.detach(), dim, [*range(x.ndim)]
-    if dim != x.ndim - 1 and x.movedim(dim, -1).is_contiguous():  # transposed: its blocks lie along memory
-        order.append(order.pop(dim))
-        x, laid = x.movedim(dim, -1), x.ndim - 1
-    x = x.contiguous()
-    before, beside = order[:laid], order[laid + 1 :]
-    outer, size, inner = prod(x.shape[:laid]), x.shape[laid], prod(x.shape[laid + 1 :])
-    shape = pointer(x), INPUTS[x.dtype], *map(ctypes.c_long, (outer, size, inner, found.block))
+    x, laid = in_memory(x, dim)
+    order = [*range(x.ndim)]
+    order.insert(laid, order.pop(dim))
+    shape = *seen_along(x, laid), ctypes.c_long(found.block)
     kernel, threads = library(SOURCE), torch.get_num_threads()
     amax = None
     nvfp4 = found.scale == "e4m3"
@@ -48,12 +45,12 @@ def quantize(
         if square:
             amax = of_squares(amax, laid, found.block).contiguous()
     tensor = tensor_scale(_finite(amax) if whole is None else whole.to(torch.float32)) if nvfp4 else None
-    others = [x.shape[place] for place in range(x.ndim) if place != laid]
+    size, others = x.shape[laid], [*x.shape[:laid], *x.shape[laid + 1 :]]
     elements = torch.empty((*others, size * found.element.bits // 8), dtype=torch.uint8)
     scales = torch.empty((*others, size // found.block), dtype=torch.uint8)
     drawn: tuple[ctypes.c_uint32 | ctypes.c_void_p, ...] = (ctypes.c_uint32(0),) * 2 + (_NOWHERE,) * 3
     if draw is not None and places is not None:
-        lines = [_sums([places[place] for place in part]) for part in (before, [dim], beside)]
+        lines = [_sums([places[place] for place in part]) for part in (order[:laid], [dim], order[laid + 1 :])]
         low, high = random_key(int(draw.key))
         drawn = (ctypes.c_uint32(low & 0xFFFFFFFF), ctypes.c_uint32(high & 0xFFFFFFFF), *map(pointer, lines))
     kernel.mx_quantize(

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from models.formats.names import format_of
-from models.kernels.mx_quantize.element import INPUTS, Element
+from models.kernels.mx_quantize.element import Element
 from models.kernels.mx_quantize.operators import Parts, storage
-from models.kernels.runtime.building import pointer
+from models.kernels.runtime.building import INPUTS, pointer
 from models.kernels.runtime.cuda import architecture_of, check, library, stream
 
 SOURCE = Path(__file__).parent / "kernel.cu"

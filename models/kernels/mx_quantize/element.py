@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-import torch
-
 from models.formats.elements import ELEMENTS
 from models.kernels.mx_quantize.constants import carry
-
-INPUTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-"""Numbers of dtypes."""
 
 ROUNDINGS = {"nearest_even": 0, "half_away": 1, "stochastic": 2}
 

@@ -1,23 +1,16 @@
 // Into block formats and back on a processor: `arithmetic.h` in loops that its compiler makes vectors of. A tensor is looked at
 // as [outer, size, inner] with blocks along `size`; what is made of it lies as [outer, inner, size], so that blocks are lines
-// of memory. Threads are started for a call and only where each has a good deal to do.
-#include <algorithm>
-#include <cstddef>
-#include <thread>
-#include <vector>
-
+// of memory.
+#include "../runtime/host.h"
 #include "arithmetic.h"
 
 namespace {
 
 constexpr long kWidth = 64;    // columns of a tile, whose blocks lie across lines
 constexpr long kRun = 512;     // elements of a tile whose blocks lie along a line
-constexpr long kEnough = 1 << 17;  // elements that are worth a thread
 
 template <bool NVFP4>
 constexpr long kBlock = NVFP4 ? 16 : 32;
-
-enum Input { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
 // What a call is told, for all of its tiles.
 struct Call {
@@ -34,27 +27,6 @@ struct Call {
   long blocks() const { return size / block; }
   long bytes() const { return block * element.bits / 8; }  // of a block
 };
-
-int32_t widened_half(uint16_t x) {
-  int32_t magnitude = (x & 0x7FFF) << 13, exponent = 112 << 23;
-  int32_t normal = magnitude + exponent;
-  int32_t tiny = as_int(float(x & 0x3FF) * as_float(103 << 23));  // 2^-24 each
-  int32_t found = magnitude >= 0x1F << 23 ? magnitude | kInfinity : (magnitude < 1 << 23 ? tiny : normal);
-  return found | (int32_t(x & 0x8000) << 16);
-}
-
-// float32 bits of `count` elements from place `start`.
-void load(const void* x, int input, long start, long count, int32_t* bits) {
-  if (input == kFloat32) {
-    std::memcpy(bits, static_cast<const float*>(x) + start, count * 4);
-  } else if (input == kBFloat16) {
-    const uint16_t* from = static_cast<const uint16_t*>(x) + start;
-    for (long i = 0; i < count; ++i) bits[i] = int32_t(uint32_t(from[i]) << 16);
-  } else {
-    const uint16_t* from = static_cast<const uint16_t*>(x) + start;
-    for (long i = 0; i < count; ++i) bits[i] = widened_half(from[i]);
-  }
-}
 
 // The scales of blocks, what their elements are multiplied by (NVFP4: divided), and -1, or 0 for those that are no numbers.
 template <bool NVFP4>
@@ -189,18 +161,6 @@ void across_lines(const Call& c, long outer, long block, long start, long count)
     for (long line = 0; line < lines; ++line) out[line] = codes[line][i];
     c.scales[place] = bytes[i];
   }
-}
-
-// work(first, last) over [0, count), cut for threads if each gets enough of `elements`.
-template <typename Work>
-void shared(long count, long elements, int threads, const Work& work) {
-  long parts = std::min({long(threads), elements / kEnough, count});
-  if (parts < 2) return work(0, count);
-  std::vector<std::thread> others;
-  for (long part = 1; part < parts; ++part)
-    others.emplace_back([&work, part, parts, count] { work(count * part / parts, count * (part + 1) / parts); });
-  work(0, count / parts);
-  for (std::thread& other : others) other.join();
 }
 
 // work(line, start, count) for runs of lines of `size` elements.

@@ -14,7 +14,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
 from torch import Tensor
+
+INPUTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""Dtypes that kernels read, by the number they know them by."""
 
 
 class BuildError(RuntimeError):
@@ -35,7 +39,8 @@ def built(source: Path, architecture: str, compiler: str, options: list[str]) ->
         version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(f"{source.name}: {compiler} does not run: {error}") from None
-    text = b"".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
+    headers = (path for folder in (source.parent, Path(__file__).parent) for path in sorted(folder.glob("*.h")))
+    text = b"".join(path.read_bytes() for path in (source, *headers))
     name = hashlib.sha256(text + version + " ".join([architecture, *options]).encode()).hexdigest()[:20]
     target = cache_directory() / f"{source.parent.name}-{architecture}-{name}.so"
     try:

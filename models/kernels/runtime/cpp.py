@@ -7,11 +7,14 @@ import os
 import platform
 import shutil
 from functools import lru_cache
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from models.kernels.runtime.building import BuildError, built
+from models.kernels.runtime.building import INPUTS, BuildError, built, pointer
 
 _LEVELS = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
 """Levels of the x86-64 psABI by what torch finds a processor able to do: all that have one share a build."""
@@ -45,3 +48,9 @@ def _attempt(source: Path) -> ctypes.CDLL | BuildError:
 def architecture() -> str:
     """`x86-64-v3` and the like; of others, the processor's name as the system has it."""
     return _LEVELS.get(torch.backends.cpu.get_cpu_capability(), platform.machine())
+
+
+def seen_along(x: Tensor, dim: int) -> tuple[Any, ...]:
+    """What kernels are told of contiguous x: address, dtype, and [outer, size, inner] with `size` along `dim`."""
+    sizes = prod(x.shape[:dim]), x.shape[dim], prod(x.shape[dim + 1 :])
+    return pointer(x), INPUTS[x.dtype], *map(ctypes.c_long, sizes)

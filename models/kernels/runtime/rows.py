@@ -94,3 +94,12 @@ def triton_type(dtype: torch.dtype) -> Any:
     import triton.language as tl
 
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def in_memory(x: Tensor, dim: int) -> tuple[Tensor, int]:
+    """x or a view of it, contiguous, and which of its dims is `dim`: the last, where that is how x lies; copied where x lies
+    otherwise than either."""
+    x = x.detach()
+    if dim != x.ndim - 1 and x.movedim(dim, -1).is_contiguous():
+        return x.movedim(dim, -1), x.ndim - 1
+    return x.contiguous(), dim
