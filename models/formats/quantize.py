@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -46,6 +47,16 @@ class Draw:
             lines = [line.reshape([-1] + [1] * (len(shape) - 1 - dim)) for dim, line in enumerate(self.places)]
             return sum(lines[1:], lines[0])
         return offsets(self.shape or tuple(shape), self.offset or (0,) * len(shape), tuple(shape), device)
+
+    def lines(self, shape: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
+        """int64 [extent] for every dimension, whose sum is an element's place: `index` for kernels, which add as they go."""
+        if self.places:
+            return self.places
+        whole, offset = self.shape or tuple(shape), self.offset or (0,) * len(shape)
+        return tuple(
+            torch.arange(first, first + count, device=device) * prod(whole[dim + 1 :])
+            for dim, (first, count) in enumerate(zip(offset, shape, strict=True))
+        )
 
 
 def quantize(

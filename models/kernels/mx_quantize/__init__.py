@@ -91,19 +91,12 @@ def dequantize(mx: MXTensor, dtype: torch.dtype = torch.float32, kernels: str = 
 def _chosen(
     kernels: str, x: Tensor, found: Format, square: bool, draw: Draw | None, other: Format | None = None
 ) -> str:
-    """The implementation. What C++ does not have is Triton's; what Triton does not have, the reference's: places in a larger
-    tensor of more than three dimensions, or of squares of three."""
+    """The implementation. What CUDA C++ does not have is Triton's."""
     chosen = KERNEL.choose(kernels, x)
     if chosen in _WHOLE:
         return chosen if x.numel() else "reference"
     special = square or draw is not None or "nvfp4" in (found.name, other.name if other else "")
-    if chosen == "cuda" and special:
-        chosen = "triton"
-    if draw is not None and (draw.places or not isinstance(draw.key, int)):
-        return "reference"
-    if draw is not None and draw.shape and x.ndim > (2 if square else 3):
-        return "reference"
-    return chosen
+    return "triton" if special else chosen
 
 
 __all__ = ["KERNEL", "dequantize", "quantize", "quantize_both"]

@@ -15,6 +15,7 @@ from models.formats.scales import tensor_scale
 from models.formats.tensor import MXTensor
 from models.kernels.mx_quantize.constants import random_key
 from models.kernels.mx_quantize.element import ROUNDINGS, Element
+from models.kernels.mx_quantize.places import sums
 from models.kernels.mx_quantize.reference import divided, of_squares
 from models.kernels.runtime.building import pointer
 from models.kernels.runtime.cpp import library, seen_along
@@ -31,7 +32,7 @@ def quantize(
     x: Tensor, found: Format, dim: int, scale: str, rounding: str, square: bool, draw: Draw | None, whole: Tensor | None
 ) -> MXTensor:
     """`models.formats.quantize` of what is checked. dim: not negative. whole: the whole tensor's largest magnitude, or None."""
-    places = None if draw is None else _lines(draw, tuple(x.shape))
+    places = None if draw is None else draw.lines(x.shape, x.device)
     x, laid = in_memory(x, dim)
     order = [*range(x.ndim)]
     order.insert(laid, order.pop(dim))
@@ -50,7 +51,7 @@ def quantize(
     scales = torch.empty((*others, size // found.block), dtype=torch.uint8)
     drawn: tuple[ctypes.c_uint32 | ctypes.c_void_p, ...] = (ctypes.c_uint32(0),) * 2 + (_NOWHERE,) * 3
     if draw is not None and places is not None:
-        lines = [_sums([places[place] for place in part]) for part in (order[:laid], [dim], order[laid + 1 :])]
+        lines = [sums([places[place] for place in part], x.device) for part in (order[:laid], [dim], order[laid + 1 :])]
         low, high = random_key(int(draw.key))
         drawn = (ctypes.c_uint32(low & 0xFFFFFFFF), ctypes.c_uint32(high & 0xFFFFFFFF), *map(pointer, lines))
     kernel.mx_quantize(
@@ -79,22 +80,3 @@ def _finite(amax: Tensor | None) -> Tensor:
     """The largest finite magnitude of blocks' largest, in bits: float32 scalar."""
     assert amax is not None
     return torch.where(amax >= _INFINITY, 0, amax).amax().view(torch.float32)
-
-
-def _lines(draw: Draw, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """int64 [extent] for every dimension, whose sum is an element's place in the whole tensor."""
-    if draw.places:
-        return draw.places
-    whole, offset = draw.shape or shape, draw.offset or (0,) * len(shape)
-    return tuple(
-        torch.arange(first, first + count) * prod(whole[dim + 1 :])
-        for dim, (first, count) in enumerate(zip(offset, shape, strict=True))
-    )
-
-
-def _sums(lines: list[Tensor]) -> Tensor:
-    """Sums of one number of each line, in row-major order: int64 [product of extents], one 0 of none."""
-    total = torch.zeros(1, dtype=torch.int64)
-    for line in lines:
-        total = (total[:, None] + line).view(-1)
-    return total.contiguous()

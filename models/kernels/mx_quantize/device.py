@@ -253,10 +253,10 @@ def _mix(x):
 
 
 @kernel
-def random_bits(index, key_low, key_high, WIDE: tl.constexpr):
+def random_bits(index, key, WIDE: tl.constexpr):
     """32 random bits, uint32, of places in the whole tensor, as `models.formats.random.bits`. index: int64 where WIDE, else
-    below 2^32 and of any integer type. key_low, key_high: of `constants.random_key`."""
-    low = _mix(index.to(tl.uint32) ^ tl.cast(key_low, tl.uint32)) ^ tl.cast(key_high, tl.uint32)
+    below 2^32 and of any integer type. key: int64."""
+    low = _mix(index.to(tl.uint32) ^ key.to(tl.uint32)) ^ _mix((key >> 32).to(tl.uint32))
     if WIDE:
         low = low ^ _mix((index >> 32).to(tl.uint32))
     return _mix(low)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from models.formats.names import format_of
 from models.formats.packing import GROUP
 from models.formats.quantize import Draw
 from models.formats.tensor import MXTensor
+from models.kernels.mx_quantize.places import key_on
 
 Parts = tuple[Tensor, Tensor, Tensor]
 """Elements, scales, the tensor's scale: float32, empty but for NVFP4."""
@@ -19,21 +22,30 @@ def quantize_with(
     square: bool, draw: Draw | None, whole: Tensor | None,
 ) -> list[Parts]:  # fmt: skip
     """x along its last dimension in formats[0] and along `dim` in formats[1], None for what is not wanted."""
-    assert draw is None or isinstance(draw.key, int)
-    key = 0 if draw is None else (draw.key & ~(-1 << 64) ^ 1 << 63) - (1 << 63)  # as a signed number
+    key, lines = (None, ()) if draw is None else (key_on(draw, x.device), draw.lines(x.shape, x.device))
+    wide = draw is not None and (bool(draw.places) or prod(draw.shape or x.shape) > 1 << 32)
     made = _quantize(
-        implementation, x, formats[0] or "", formats[1] or "", dim, scale, rounding, square, draw is not None, key,
-        list(draw.offset) if draw else [], list(draw.shape) if draw else [], whole,
-    )  # fmt: skip
+        implementation,
+        x,
+        formats[0] or "",
+        formats[1] or "",
+        dim,
+        scale,
+        rounding,
+        square,
+        key,
+        list(lines),
+        wide,
+        whole,
+    )
     return [(made[place], made[place + 1], made[place + 2]) for place in range(0, len(made), 3)]
 
 
 @torch.library.custom_op("triaxis::mx_quantize", mutates_args=())
 def _quantize(
     implementation: str, x: Tensor, row: str, column: str, dim: int, scale: str, rounding: str, square: bool,
-    draws: bool, key: int, offset: list[int], shape: list[int], whole: Tensor | None,
+    key: Tensor | None, lines: list[Tensor], wide: bool, whole: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
-    draw = Draw(key & ~(-1 << 64), tuple(offset), tuple(shape)) if draws else None
     formats = (row or None, column or None)
     if implementation == "cuda":
         from models.kernels.mx_quantize.cuda import quantize
@@ -41,12 +53,13 @@ def _quantize(
         return [part for stored in quantize(x, formats, dim, scale, rounding) for part in stored]
     from models.kernels.mx_quantize import triton
 
-    made = triton.quantize(x, formats, dim, scale, rounding, square, draw, whole)
+    drawn = None if key is None else (key, lines, wide)
+    made = triton.quantize(x, formats, dim, scale, rounding, square, drawn, whole)
     return [part for stored in made for part in stored]
 
 
 @_quantize.register_fake
-def _(implementation, x, row, column, dim, scale, rounding, square, draws, key, offset, shape, whole):
+def _(implementation, x, row, column, dim, scale, rounding, square, key, lines, wide, whole):
     made: list[Tensor] = []
     for name, along in ((row, x.ndim - 1), (column, dim)):
         if name:

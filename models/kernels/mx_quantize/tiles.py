@@ -59,15 +59,16 @@ def _store_scales(target, start, row, column, scales, rows, columns, TURNED: tl.
 
 @kernel
 def quantize_tile(
-    x, elements, scales, whole, elements_t, scales_t, whole_t, rows, columns, batch_stride, row_stride,
-    key_low, key_high, first, batch_step, row_step, inner, inner_step,
+    x, elements, scales, whole, elements_t, scales_t, whole_t, key, places, places_t,
+    rows, columns, batch_stride, row_stride,
     ELEMENT: tl.constexpr, ELEMENT_T: tl.constexpr, MODE: tl.constexpr, ROUNDING: tl.constexpr, NVFP4: tl.constexpr,
     NVFP4_T: tl.constexpr, BLOCK: tl.constexpr, BLOCK_T: tl.constexpr, SQUARE: tl.constexpr, WIDE: tl.constexpr,
     BITS: tl.constexpr, BITS_T: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """A tile [HEIGHT, WIDTH] of x: blocks along rows to `elements` and `scales`, blocks along columns to `elements_t` and
-    `scales_t`, transposed; BITS or BITS_T is 0 where one of them is not wanted. Tiles below one another follow each
-    other: what they write of a transposed row meets in the second cache."""
+    `scales_t`, transposed; BITS or BITS_T is 0 where one of them is not wanted. places [batches * rows] and places_t [columns]:
+    for stochastic rounding, an element's place is their sum. Tiles below one another follow each other: what they write of
+    a transposed row meets in the second cache."""
     high = tl.cdiv(rows, HEIGHT)
     top, left, batch = (tl.program_id(0) % high) * HEIGHT, (tl.program_id(0) // high) * WIDTH, tl.program_id(1)
     row, column = top + tl.arange(0, HEIGHT), left + tl.arange(0, WIDTH)
@@ -81,13 +82,13 @@ def quantize_tile(
     values = widened(values)
     random = 0
     if ROUNDING == "stochastic":
-        down = tl.cast(first, tl.int64) + tl.cast(batch, tl.int64) * batch_step + row.to(tl.int64) * row_step
-        across = (column // inner).to(tl.int64) * inner_step + column % inner
+        down = tl.load(places + tl.cast(batch, tl.int64) * rows + row, mask=within, other=0)
+        across = tl.load(places_t + column, mask=inside, other=0)
         if WIDE:
-            random = random_bits(down[:, None] + across[None, :], key_low, key_high, True)
+            random = random_bits(down[:, None] + across[None, :], tl.load(key), True)
         else:
             place = down.to(tl.uint32)[:, None] + across.to(tl.uint32)[None, :]
-            random = random_bits(place, key_low, key_high, False)
+            random = random_bits(place, tl.load(key), False)
     before = tl.cast(batch, tl.int64) * rows * columns
     if BITS:
         along: tl.constexpr = "square" if SQUARE else "row"

@@ -16,11 +16,10 @@ import triton
 from torch import Tensor
 
 from models.formats.names import Format, format_of
-from models.formats.quantize import Draw
 from models.formats.scales import tensor_scale
 from models.formats.tensor import MXTensor
-from models.kernels.mx_quantize.constants import random_key
 from models.kernels.mx_quantize.operators import Parts, storage
+from models.kernels.mx_quantize.places import sums
 from models.kernels.mx_quantize.tiles import dequantize_tile, largest_of_tile, quantize_tile
 from models.kernels.runtime.compiling import Compilation
 
@@ -29,9 +28,10 @@ INTERPRETED = 512, 512
 
 
 class Matrices(NamedTuple):
-    """x as batches of matrices [rows, columns]; strides in elements."""
+    """x as batches of matrices [rows, columns]; strides in elements. dims: how many of x's are batches and rows."""
 
     x: Tensor
+    dims: int
     batches: int
     rows: int
     columns: int
@@ -49,12 +49,13 @@ class Tile(NamedTuple):
 
 def quantize(
     x: Tensor, formats: tuple[str | None, str | None], dim: int, scale: str, rounding: str, square: bool,
-    draw: Draw | None, whole: Tensor | None,
+    drawn: tuple[Tensor, list[Tensor], bool] | None, whole: Tensor | None,
 ) -> list[Parts]:  # fmt: skip
-    """x in formats[0] along its last dimension, in formats[1] along `dim`; None for what is not wanted."""
+    """x in formats[0] along its last dimension, in formats[1] along `dim`; None for what is not wanted. drawn: for stochastic
+    rounding the key, lines of places by dimension (int64 [extent]), and whether their sums may reach 2^32."""
     row, column = formats
     last = x.ndim - 1
-    matrices = _matrices(x, dim if column else last, split=None not in formats or bool(draw and draw.shape))
+    matrices = _matrices(x, dim if column else last, both=None not in formats)
     made = {place: storage(x, name, (last, dim)[place], square) for place, name in enumerate(formats) if name}
     if not x.numel():
         return [(*parts[:2], tensor_scale(torch.zeros_like(parts[2]))) for parts in made.values()]
@@ -66,14 +67,15 @@ def quantize(
             amax = _largest(matrices, found, along, tile) if whole is None else whole.to(torch.float32)
             made[place] = (*parts[:2], tensor_scale(amax))
     f, t = format_of(row or column or ""), format_of(column or row or "")
-    assert draw is None or isinstance(draw.key, int)
-    low, high = (0, 0) if draw is None else random_key(draw.key)
-    steps = (0, 0, 0, 1, 0) if draw is None else _places(matrices, x, dim if column else last, draw)
+    key = places = places_t = matrices.x
+    if drawn is not None:
+        key, lines, _ = drawn
+        places, places_t = (sums(part, x.device) for part in (lines[: matrices.dims], lines[matrices.dims :]))
     nothing = (matrices.x, matrices.x, matrices.x)
     quantize_tile[_grid(matrices, tile)](
-        matrices.x, *made.get(0, nothing), *made.get(1, nothing), *matrices[2:], low, high, *steps,
+        matrices.x, *made.get(0, nothing), *made.get(1, nothing), key, places, places_t, *matrices[3:],
         f.element.name, t.element.name, scale, rounding, f.scale == "e4m3", t.scale == "e4m3", f.block, t.block,
-        square, draw is not None and prod(draw.shape or x.shape) > 1 << 32, f.element.bits if row else 0,
+        square, drawn is not None and drawn[2], f.element.bits if row else 0,
         t.element.bits if column else 0, tile.height, tile.width, num_warps=tile.warps,
     )  # fmt: skip
     return list(made.values())
@@ -83,33 +85,17 @@ def _grid(m: Matrices, tile: Tile) -> tuple[int, int]:
     return triton.cdiv(m.rows, tile.height) * triton.cdiv(m.columns, tile.width), m.batches
 
 
-def _matrices(x: Tensor, dim: int, split: bool) -> Matrices:
-    """Rows along the last dimension, or, of an earlier `dim`, along it. split: rows are those of the first dimension, so that
-    both directions, and the places of a part of a larger tensor, are told by them."""
+def _matrices(x: Tensor, dim: int, both: bool) -> Matrices:
+    """Rows along the last dimension, or, of an earlier `dim`, along it. both: rows are those of the first dimension, so that
+    both directions are told by them."""
     if x.ndim == 2 and x.stride(1) == 1 and x.numel():
-        return Matrices(x, 1, x.shape[0], x.shape[1], 0, x.stride(0))
+        return Matrices(x, 1, 1, x.shape[0], x.shape[1], 0, x.stride(0))
     x = x.contiguous()
-    if dim == x.ndim - 1 and not (split and x.ndim == 3):
-        return Matrices(x, 1, prod(x.shape[:-1]), x.shape[-1], 0, x.shape[-1])
+    if dim == x.ndim - 1 and not both:
+        return Matrices(x, x.ndim - 1, 1, prod(x.shape[:-1]), x.shape[-1], 0, x.shape[-1])
     dim = 0 if dim == x.ndim - 1 else dim
     columns = prod(x.shape[dim + 1 :])
-    return Matrices(x, prod(x.shape[:dim]), x.shape[dim], columns, x.shape[dim] * columns, columns)
-
-
-def _places(m: Matrices, x: Tensor, dim: int, draw: Draw) -> tuple[int, int, int, int, int]:
-    """Where elements of x stand in the whole tensor: of the first, and steps by batch and row; columns come in runs of so
-    many, by so large a step. Of a part of a larger tensor, x has at most three dimensions."""
-    if not draw.shape:
-        return 0, m.rows * m.columns, m.columns, max(1, m.columns), 0
-    steps = [prod(draw.shape[place + 1 :]) for place in range(x.ndim)]
-    first = sum(offset * step for offset, step in zip(draw.offset or (0,) * x.ndim, steps, strict=True))
-    if x.ndim == 1:
-        return first, 0, 0, max(1, m.columns), 0
-    if x.ndim == 2:
-        return first, 0, steps[0], max(1, m.columns), 0
-    if dim == 1:
-        return first, steps[0], steps[1], max(1, m.columns), 0
-    return first, 0, steps[0], max(1, x.shape[2]), steps[1]
+    return Matrices(x, dim + 1, prod(x.shape[:dim]), x.shape[dim], columns, x.shape[dim] * columns, columns)
 
 
 def _largest(m: Matrices, found: Format, along: str, tile: Tile) -> Tensor:
@@ -160,18 +146,8 @@ def compilations() -> Iterator[Compilation]:
     """Activations of 16384 tokens, 4096 wide, in bfloat16."""
     signature = dict.fromkeys(("elements", "scales", "elements_t", "scales_t"), "*u8")
     signature |= dict.fromkeys(("whole", "whole_t"), "*fp32") | {"x": "*bf16", "out": "*bf16", "found": "*i32"}
-    numbers = (
-        "rows",
-        "columns",
-        "batch_stride",
-        "row_stride",
-        "key_low",
-        "key_high",
-        "first",
-        "batch_step",
-        "row_step",
-    )
-    signature |= dict.fromkeys((*numbers, "inner", "inner_step"), "i32")
+    signature |= dict.fromkeys(("rows", "columns", "batch_stride", "row_stride"), "i32")
+    signature |= dict.fromkeys(("key", "places", "places_t"), "*i64")
     aligned = ("rows", "columns", "row_stride", "batch_stride")
     cases = [(a, b, "nearest_even", False) for a in ("mxfp8_e4m3", None) for b in ("mxfp8_e4m3", None) if a or b]
     cases += [("mxfp6_e3m2", "mxfp6_e3m2", "half_away", False), ("mxfp4_e2m1", "mxfp4_e2m1", "stochastic", False)]
@@ -182,7 +158,8 @@ def compilations() -> Iterator[Compilation]:
         constants = {
             "ELEMENT": f.element.name, "ELEMENT_T": t.element.name, "MODE": "floor", "ROUNDING": rounding,
             "NVFP4": f.scale == "e4m3", "NVFP4_T": t.scale == "e4m3", "BLOCK": f.block, "BLOCK_T": t.block,
-            "SQUARE": square, "WIDE": False, "BITS": f.element.bits if row else 0, "BITS_T": t.element.bits if column else 0,
+            "SQUARE": square, "WIDE": rounding == "stochastic",
+            "BITS": f.element.bits if row else 0, "BITS_T": t.element.bits if column else 0,
             "HEIGHT": 64 if both else 16, "WIDTH": 128 if both else 256,
         }  # fmt: skip
         yield Compilation(quantize_tile, signature, constants, 8 if both else 4, aligned)

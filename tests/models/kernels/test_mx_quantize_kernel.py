@@ -158,6 +158,26 @@ def test_both_directions_in_one_pass(kernels: str, pair: tuple[str, str], shape:
 
 
 @pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", ["mxfp4_e2m1", "mxfp6_e3m2", "nvfp4"])
+def test_places_of_tokens_of_many_samples(kernels: str, name: str) -> None:
+    """As training tells them: [S, B, features] of a shard, samples above 2^40, a key that is a tensor."""
+    x, key = noise(32, 3, 64), torch.tensor(KEY - (1 << 62))
+    positions, samples = (torch.arange(32) + 5) * 4096, (torch.arange(3) + (1 << 21) - 1) << 40
+    features = torch.cat([torch.arange(32) + 96, torch.arange(32) + 1024])
+    draw = Draw(key, places=(positions, samples, features))
+    for dim in (0, 2):
+        found = quantize(x, name, dim, rounding="stochastic", draw=draw, kernels=kernels)
+        check(found, defined(x, name, dim, rounding="stochastic", draw=draw), dim)
+    for ours, dim in zip(
+        quantize_both(x, name, name, rounding="stochastic", draw=draw, kernels=kernels), (2, 0), strict=True
+    ):
+        check(ours, defined(x, name, dim, rounding="stochastic", draw=draw), dim)
+    flat = Draw(key, places=(positions + (7 << 40), features))
+    found = quantize(x[:, 1], name, 0, rounding="stochastic", square=True, draw=flat, kernels=kernels)
+    check(found, defined(x[:, 1], name, 0, rounding="stochastic", square=True, draw=flat))
+
+
+@pytest.mark.parametrize("kernels", IMPLEMENTATIONS)
 @given(data=st.data())
 @settings(max_examples=15, deadline=None)
 def test_strides_alignments_and_widths(kernels: str, data: st.DataObject) -> None:
@@ -220,9 +240,11 @@ def test_operators_are_right_for_compilers() -> None:
     from models.kernels.mx_quantize.operators import _dequantize, _quantize
 
     x = noise(32, 64)
+    lines = [torch.arange(32) << 30, torch.arange(64)]
     for name in ("nvfp4",):
         torch.library.opcheck(
-            _quantize, ("triton", x, name, name, 0, "floor", "stochastic", False, True, -5, [], [], None)
+            _quantize,
+            ("triton", x, name, name, 0, "floor", "stochastic", False, torch.tensor(-5), lines, True, None),
         )
         made = quantize(x, name, kernels="triton")
         torch.library.opcheck(
