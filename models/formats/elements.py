@@ -138,4 +138,6 @@ def _round(significand: Tensor, places: Tensor, rounding: str, random: Tensor | 
 
 def decode(codes: Tensor, element: Element) -> Tensor:
     """What uint8 codes stand for, float32, of the same shape."""
-    return values(element).to(codes.device)[codes.to(torch.int64)]
+    # a compiler looks through a cache, and says so at every call
+    table = values.__wrapped__(element) if torch.compiler.is_compiling() else values(element)
+    return table.to(codes.device)[codes.to(torch.int64)]

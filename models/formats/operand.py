@@ -12,7 +12,7 @@ from models.formats.names import FORMATS, Format
 from models.formats.quantize import Draw
 from models.formats.random import bits
 from models.formats.tensor import MXTensor
-from models.formats.whole import WHOLE, quantize_whole
+from models.formats.whole import WHOLE, dequantize_whole, quantize_whole
 from models.kernels.mx_quantize import dequantize, quantize
 
 Largest = Callable[[Tensor, bool], Tensor]
@@ -38,7 +38,7 @@ class Operand:
         if self.layout is None:
             return self.tensors[0].to(dtype)
         found = self.tensor()
-        return dequantize(found, dtype, kernels) if found.format.block else found.dequantize(dtype)
+        return dequantize(found, dtype, kernels) if found.format.block else dequantize_whole(found, dtype)
 
     def tensor(self) -> MXTensor:
         """The tensor in a block format again; of a plain one there is none."""

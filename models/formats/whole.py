@@ -13,13 +13,17 @@ import torch
 from torch import Tensor
 
 from models.errors import ModelError
-from models.formats.elements import ELEMENTS, encode
+from models.formats.elements import ELEMENTS
 from models.formats.names import Format
-from models.formats.scales import BIAS, NAN, shared_exponent
+from models.formats.scales import BIAS, NAN, power, shared_exponent
 from models.formats.tensor import MXTensor
+from models.kernels.mx_quantize.encoding import encode
 
 WHOLE = {name: Format(name, ELEMENTS[name[4:]], 0, "e8m0") for name in ("fp8_e4m3", "fp8_e5m2")}
 """Formats without blocks."""
+
+NATIVE = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+"""torch's dtypes of elements."""
 
 Largest = Callable[[Tensor], Tensor]
 """Of magnitudes that this process knows, what all that hold parts of the same tensor agree on."""
@@ -44,11 +48,21 @@ def quantize_whole(
         raise ModelError(f"number format {format!r}: no such format; choose one of {', '.join(WHOLE)}")
     found = WHOLE[format]
     values = x.movedim(dim, -1).to(torch.float32)
-    magnitudes = torch.where(values.isnan(), torch.inf, values.abs())
+    magnitudes = values.abs()
     amax = magnitudes.amax() if scope == "tensor" else magnitudes.amax(-1, keepdim=True)
+    amax = torch.where(amax.isnan(), torch.inf, amax)
     amax = amax if largest is None else largest(amax)
     scales = shared_exponent(amax, found.element, "rceil").expand(*values.shape[:-1], 1)
-    finite = torch.where(scales == NAN, 0.0, values)
-    bits = None if random is None else random.movedim(dim, -1)
-    codes = encode(finite, scales.to(torch.int64) - BIAS, found.element, rounding, bits)
-    return MXTensor(codes, scales, found, dim % x.ndim)
+    keep, inverse = ((scales != NAN) * 255).to(torch.uint8), power(2 * BIAS - scales)
+    if rounding == "nearest_even":
+        codes = (values * inverse).to(NATIVE[found.element.name]).view(torch.uint8).bitwise_and_(keep)
+    else:
+        bits = None if random is None else random.movedim(dim, -1)
+        codes = encode(magnitudes.mul_(inverse), values, keep, found.element, rounding, bits)
+    return MXTensor(codes.contiguous(), scales, found, dim % x.ndim)
+
+
+def dequantize_whole(found: MXTensor, dtype: torch.dtype) -> Tensor:
+    """`MXTensor.dequantize` of such a tensor, to float32 or bfloat16."""
+    elements = found.elements.view(NATIVE[found.format.element.name])
+    return (elements.to(dtype) * power(found.scales).to(dtype)).movedim(-1, found.dim)

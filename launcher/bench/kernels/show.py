@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.bench.kernels.record import COMPILED, CUDA_CPP, EAGER, LIGER, OWN, TRITON
+from launcher.bench.kernels.record import COMPILED, CUDA_CPP, EAGER, HOST_CPP, LIGER, OWN, TRITON
 from launcher.terminal import new_table, open_console, verdict
 
-WAYS = (TRITON, CUDA_CPP, EAGER, COMPILED, LIGER)
+WAYS = (TRITON, CUDA_CPP, EAGER, COMPILED, LIGER, HOST_CPP)
 BEST_KNOWN = "best known of others: norms backward 26 %, SwiGLU 91/58 %, cross entropy 90 %, MX row and column 68 %"
 
 
