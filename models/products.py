@@ -130,12 +130,13 @@ class Quantiser:
         rounding = chosen.gradient_rounding if role == "gradient" else chosen.rounding
         if chosen.hadamard != "off":
             signs = self._signs.get(product)
-            x = rotate(x, dim, chosen.hadamard_size, None if signs is None else signs.to(x.device), self.kernels)
+            signs = None if signs is None else signs.to(x.device, non_blocking=True)
+            x = rotate(x, dim, chosen.hadamard_size, signs, self.kernels)
         if format == "none":
             return Operand((x,))
         drawn = None
         if rounding == "stochastic":
-            drawn = self._keys[product, role].to(x.device), places()
+            drawn = self._keys[product, role].to(x.device, non_blocking=True), places()
         found = operand(
             x,
             format,
@@ -266,7 +267,7 @@ class QuantisedProduct:
 
 def _token_places(x: Tensor, positions: Tensor, line: Line, first_sample: int | Tensor) -> tuple[Tensor, ...]:
     """For [S, B, features]: a sample's number stands above what is within it."""
-    positions = positions.to(x.device) * line.total
+    positions = positions.to(x.device, non_blocking=True) * line.total
     samples = (torch.arange(x.shape[1], device=x.device) + first_sample) << SAMPLE
     return positions, samples, line.places(x.device)
 

@@ -25,6 +25,7 @@ from parallel.engines.base import Batch
 from parallel.mesh import Mesh
 from parallel.products import MeshAxes
 from parallel.ring import RingCore
+from parallel.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def documents_of(model: ModelConfig, tokens: Tensor, device: torch.device) -> Te
     an encoder-decoder all of a row."""
     if model.encoder_layers:
         return torch.zeros(tokens.shape, dtype=torch.int64, device=device)
-    return document_numbers(tokens.to(device), model.document_end) if model.document_mask else None
+    return document_numbers(sent(tokens, device), model.document_end) if model.document_mask else None
 
 
 def start_clock(
@@ -84,8 +85,8 @@ def start_clock(
     batch's own, or what ends parted) and prefixes, and what a head that gives losses is asked."""
     documents = documents_of(model, batch.inputs, device)
     if documents is not None and batch.documents is not None:
-        documents = batch.documents.to(device)
-    prefix = batch.prefix.to(device) if model.prefix_mask and batch.prefix is not None else None
+        documents = sent(batch.documents, device)
+    prefix = sent(batch.prefix, device) if model.prefix_mask and batch.prefix is not None else None
     clock.start(batch.first_sample, documents, prefix, asked)
 
 

@@ -31,6 +31,7 @@ from deepspeed.runtime.zero import parameter_offload
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
 from parallel.megatron import lean
+from parallel.transfer import sent
 
 # ZeRO asks whether the optimizer is Muon, for whose functions torch.compile would import inductor: 1 to 3 s a process
 with lean():
@@ -151,12 +152,14 @@ class DeepSpeedEngine:
         total = 0.0
         with torch.no_grad():
             for micro in micro_batches(batch, rows):
-                total += float(self._loss_sum(self.engine(micro.inputs.to(self.device)), _labels(micro, self.device)))
+                total += float(
+                    self._loss_sum(self.engine(sent(micro.inputs, self.device)), _labels(micro, self.device))
+                )
         return self.mesh.sum_over_data(total), valid
 
     def next_logits(self, tokens: Tensor, position: int, documents: Tensor | None = None) -> Tensor:
         start_clock(self.clock, self.spec.model, Batch(tokens, tokens, tokens, 0, documents), self.device)
-        length, tokens = tokens.shape[1], self.cut.take(tokens.to(self.device))
+        length, tokens = tokens.shape[1], self.cut.take(sent(tokens, self.device))
         if not self.pipelined:
             self.engine.eval()
             with torch.no_grad():
@@ -335,7 +338,7 @@ class DeepSpeedEngine:
         self.engine.train()
         total = torch.zeros((), device=self.device)
         for micro in micro_batches(batch, rows):
-            loss = self._loss_sum(self.engine(micro.inputs.to(self.device)), _labels(micro, self.device))
+            loss = self._loss_sum(self.engine(sent(micro.inputs, self.device)), _labels(micro, self.device))
             total += loss.detach()
             self.engine.backward(loss)
             self.engine.step()
@@ -407,7 +410,7 @@ def _tied_head(head: HeadBlock, embedding: EmbeddingBlock, x: Tensor) -> Tensor:
 
 
 def _labels(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    return batch.targets.to(device), batch.weights.to(device)
+    return sent(batch.targets, device), sent(batch.weights, device)
 
 
 def _bucket(parameters: NamedParameters) -> int:

@@ -58,6 +58,7 @@ from parallel.layers import layers_for, logits_at
 from parallel.mesh import Mesh
 from parallel.schedule import owner, stage_count, stages_of
 from parallel.stages import stage_bounds
+from parallel.transfer import sent
 
 EMBEDDING, HEAD = "embedding.token.weight", "head.projection.weight"
 
@@ -134,7 +135,7 @@ class FsdpEngine:
         if self.pipeline is None:
             self._run_plain(batch, rows)
         else:
-            self.pipeline.step(batch.inputs.to(self.device), rows)
+            self.pipeline.step(sent(batch.inputs, self.device), rows)
         self._take_gradients()
         loss_sum, squares = self._sum_over_world(float(self._losses), self._squares())
         norm = math.sqrt(squares) / self.scale.factor if math.isfinite(squares) else math.inf
@@ -310,7 +311,7 @@ class FsdpEngine:
         for index, micro in enumerate(micro_batches(batch, rows)):
             # ZeRO 2 and 3 keep no whole gradients between micro-batches; below that they are reduced once
             module.set_requires_gradient_sync(index == last or self.mesh.config.zero_stage >= 2)
-            loss = self._weighted(module(micro.inputs.to(self.device)), micro.targets, micro.weights)
+            loss = self._weighted(module(sent(micro.inputs, self.device)), micro.targets, micro.weights)
             self._losses += loss.detach()
             (loss * self._factor).backward()
 
@@ -323,12 +324,12 @@ class FsdpEngine:
 
     def _weighted(self, output: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         training = any(module.training for module in self.modules.values())
-        return self._loss(output, targets.to(self.device), weights.to(self.device), training=training)
+        return self._loss(output, sent(targets, self.device), sent(weights, self.device), training=training)
 
     def _forward(self, tokens: Tensor) -> Tensor | None:
         for module in self.modules.values():
             module.eval()
-        tokens = tokens.to(self.device)
+        tokens = sent(tokens, self.device)
         if self.pipeline is not None:
             return self.pipeline.forward(tokens)
         (module,) = self.modules.values()

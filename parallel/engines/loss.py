@@ -22,6 +22,7 @@ from parallel.context import cut_for
 from parallel.engines.base import Batch
 from parallel.mesh import Mesh
 from parallel.schedule import SCHEDULES
+from parallel.transfer import sent
 
 
 class WeightedLoss:
@@ -40,7 +41,7 @@ class WeightedLoss:
         config = self.mesh.config
         piled_up = config.pipeline > 1 and config.schedule == "gpipe"
         own, device = cut_for(self.mesh).batch(batch), self.mesh.device
-        targets, weights = (part[:, model.encoder_length :].to(device) for part in (own.targets, own.weights))
+        targets, weights = (sent(part[:, model.encoder_length :], device) for part in (own.targets, own.weights))
         told = training and self.config.name == "none" and not piled_up
         return Asked(targets, weights if told else None, self._terms(training))
 

@@ -41,6 +41,7 @@ from parallel.engines.scale import LossScale
 from parallel.engines.state import parameter_pieces, routing_pieces
 from parallel.layers import layers_for
 from parallel.mesh import Mesh
+from parallel.transfer import sent
 
 
 class TorchEngine:
@@ -117,7 +118,7 @@ class TorchEngine:
         self.model.eval()
         start_clock(self.clock, self.spec.model, Batch(tokens, tokens, tokens, 0, documents), self.device)
         with torch.no_grad():
-            return self.model(tokens.to(self.device))[position - tokens.shape[1]].float()
+            return self.model(sent(tokens, self.device))[position - tokens.shape[1]].float()
 
     def named_parameters(self) -> NamedParameters:
         return list(named_parameters(iter(self.model.blocks)))
@@ -147,8 +148,8 @@ class TorchEngine:
         start_clock(self.clock, self.spec.model, batch, self.device, asked)
 
     def _loss_sum(self, micro: Batch) -> Tensor:
-        output = self.model(micro.inputs.to(self.device))
-        targets, weights = micro.targets.to(self.device), micro.weights.to(self.device)
+        output = self.model(sent(micro.inputs, self.device))
+        targets, weights = sent(micro.targets, self.device), sent(micro.weights, self.device)
         return self._loss(output, targets, weights, training=self.model.training)
 
     def _accumulate_in_float32(self) -> list:
