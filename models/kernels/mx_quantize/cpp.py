@@ -64,16 +64,15 @@ def quantize(
 
 
 def dequantize(mx: MXTensor, dtype: torch.dtype) -> Tensor:
-    """`MXTensor.dequantize` to float32 or bfloat16, bit for bit but for the payload of NaN."""
-    elements, scales, element = mx.elements.contiguous(), mx.scales.contiguous(), mx.format.element
-    size = elements.shape[-1] * 8 // element.bits
-    found = torch.empty((*elements.shape[:-1], size), dtype=dtype)
+    """`MXTensor.dequantize` to float32 or bfloat16, contiguous; bit for bit but for the payload of NaN."""
+    elements, scales, element, shape = mx.elements.contiguous(), mx.scales.contiguous(), mx.format.element, mx.shape
+    found = torch.empty(shape, dtype=dtype)
+    sizes = prod(shape[: mx.dim]), shape[mx.dim], prod(shape[mx.dim + 1 :]), mx.format.block if mx.square else 1
     library(SOURCE).mx_dequantize(
-        pointer(elements), pointer(scales), pointer(mx.tensor_scale), ctypes.c_long(prod(elements.shape[:-1])),
-        ctypes.c_long(size), ctypes.c_long(mx.format.block if mx.square else 1),
+        pointer(elements), pointer(scales), pointer(mx.tensor_scale), *map(ctypes.c_long, sizes),
         Element.of(element.name, "floor"), int(dtype == torch.bfloat16), pointer(found), torch.get_num_threads(),
     )  # fmt: skip
-    return found.movedim(-1, mx.dim)
+    return found
 
 
 def _finite(amax: Tensor | None) -> Tensor:

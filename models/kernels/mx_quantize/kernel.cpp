@@ -6,8 +6,8 @@
 
 namespace {
 
-constexpr long kWidth = 64;    // columns of a tile, whose blocks lie across lines
-constexpr long kRun = 512;     // elements of a tile whose blocks lie along a line
+constexpr long kWidth = 64;  // columns of a tile, whose blocks lie across lines
+constexpr long kRun = 512;   // elements of a tile whose blocks lie along a line
 
 template <bool NVFP4>
 constexpr long kBlock = NVFP4 ? 16 : 32;
@@ -18,8 +18,8 @@ struct Call {
   long outer, size, inner, block;
   int input;
   Element element;
-  const int32_t* amax;   // [outer, size / block, inner], or null: blocks' own
-  const float* whole;    // NVFP4's scale of the tensor
+  const int32_t* amax;  // [outer, size / block, inner], or null: blocks' own
+  const float* whole;   // NVFP4's scale of the tensor
   uint32_t key_low, key_high;
   const int64_t *outer_places, *size_places, *inner_places;  // for stochastic rounding: an element's place is their sum
   uint8_t *elements, *scales;
@@ -216,11 +216,12 @@ void unpack_line(const uint8_t* packed, long count, int bits, uint8_t* codes) {
   }
 }
 
-// What runs of blocks along lines are told to become, for all of them. lines: how many have one line of scales.
+// What stored lines are told to become, for all of them. lines: how many have one line of scales; inner: how many lie beside
+// one another in what is made of them, [outer, size, inner].
 struct Values {
   const uint8_t *elements, *scales;
   const float* whole;
-  long size, lines;
+  long size, lines, inner;
   Element element;
   bool narrow;
   void* out;
@@ -228,10 +229,10 @@ struct Values {
 
 // `count` elements of a line, from `start` on.
 template <bool INTEGER, bool NVFP4>
-void values_of(const Values& v, long line, long start, long count) {
+void values_of(const Values& v, long line, long start, long count, float* values) {
   constexpr long kSize = kBlock<NVFP4>;
   uint8_t codes[kRun];
-  float values[kRun], factor[kRun / kSize], factors[kRun];
+  float factor[kRun / kSize], factors[kRun];
   long place = line * v.size + start, first = (line / v.lines * v.size + start) / kSize, blocks = count / kSize;
   const Element e = v.element;
   const float whole = NVFP4 ? *v.whole : 0.0f;
@@ -244,12 +245,38 @@ void values_of(const Values& v, long line, long start, long count) {
   spread<kSize>(factor, blocks, factors);
   for (long i = 0; i < count; ++i)
     values[i] = multiplied(INTEGER ? decode_integer(codes[i]) : decode(codes[i], e), factors[i]);
+}
+
+void store(const Values& v, long place, const float* values, long count) {
   if (v.narrow) {
     uint16_t* to = static_cast<uint16_t*>(v.out) + place;
     for (long i = 0; i < count; ++i) to[i] = narrowed(as_int(values[i]));
   } else {
     std::memcpy(static_cast<float*>(v.out) + place, values, count * 4);
   }
+}
+
+template <bool INTEGER, bool NVFP4>
+void dequantize(const Values& v, long rows, int threads) {
+  if (v.inner == 1) {
+    in_runs(rows, v.size, threads, [&](long line, long start, long count) {
+      float values[kRun];
+      values_of<INTEGER, NVFP4>(v, line, start, count, values);
+      store(v, line * v.size + start, values, count);
+    });
+    return;
+  }
+  constexpr long kLines = 16;  // of a tile: a line of the cache where it is written
+  long bundles = (v.inner + kLines - 1) / kLines;
+  in_runs(rows / v.inner * bundles, v.size, threads, [&](long bundle, long start, long count) {
+    float tile[kLines][kRun], across[kLines];
+    long outer = bundle / bundles, left = bundle % bundles * kLines, lines = std::min(kLines, v.inner - left);
+    for (long i = 0; i < lines; ++i) values_of<INTEGER, NVFP4>(v, outer * v.inner + left + i, start, count, tile[i]);
+    for (long at = 0; at < count; ++at) {
+      for (long i = 0; i < lines; ++i) across[i] = tile[i][at];
+      store(v, (outer * v.size + start + at) * v.inner + left, across, lines);
+    }
+  });
 }
 
 }  // namespace
@@ -290,10 +317,12 @@ extern "C" void mx_quantize(const void* x, int input, long outer, long size, lon
   else quantize<kNearestEven>(c, threads);
 }
 
-// elements [rows, size * bits / 8] and scales [rows / lines, size / block] to float32 [rows, size], or bfloat16 if `narrow`.
-extern "C" void mx_dequantize(const uint8_t* elements, const uint8_t* scales, const float* whole, long rows, long size,
-                              long lines, Element element, int narrow, void* out, int threads) {
-  Values v = {elements, scales, whole, size, lines, element, narrow != 0, out};
-  auto* call = whole ? &values_of<false, true> : element.integer ? &values_of<true, false> : &values_of<false, false>;
-  in_runs(rows, size, threads, [&](long line, long start, long count) { call(v, line, start, count); });
+// elements [outer * inner, size * bits / 8] and scales [outer * inner / lines, size / block] to float32 [outer, size, inner], or
+// bfloat16 if `narrow`.
+extern "C" void mx_dequantize(const uint8_t* elements, const uint8_t* scales, const float* whole, long outer, long size,
+                              long inner, long lines, Element element, int narrow, void* out, int threads) {
+  Values v = {elements, scales, whole, size, lines, inner, element, narrow != 0, out};
+  if (whole) dequantize<false, true>(v, outer * inner, threads);
+  else if (element.integer) dequantize<true, false>(v, outer * inner, threads);
+  else dequantize<false, false>(v, outer * inner, threads);
 }
