@@ -3,15 +3,8 @@
 //
 // The tables are those of tables.py: a row of ten int64 for each tensor, and the chunks of 16384 elements that a block takes.
 
-#include <cstdint>
-#include <cstring>
-#include <cmath>
-
-#ifdef __CUDACC__
-#define BOTH __host__ __device__ __forceinline__
-#else
-#define BOTH inline
-#endif
+#include "../runtime/both.h"
+#include "../runtime/random.h"
 
 struct Scalars {
   float beta2, rest1, rest2, keep, rate, inverse_root, epsilon;
@@ -28,56 +21,29 @@ struct Row {
 
 enum Mode : int { kMaster = 0, kShadow = 1, kStochastic = 2 };
 
-// No multiplication may melt with an addition: on the device by intrinsics, on the host by -ffp-contract=off.
-#ifdef __CUDA_ARCH__
-BOTH float add(float a, float b) { return __fadd_rn(a, b); }
-BOTH float sub(float a, float b) { return __fsub_rn(a, b); }
-BOTH float mul(float a, float b) { return __fmul_rn(a, b); }
-BOTH float quotient(float a, float b) { return __fdiv_rn(a, b); }
-BOTH float root(float a) { return __fsqrt_rn(a); }
-BOTH uint32_t bits_of(float a) { return __float_as_uint(a); }
-BOTH float float_of(uint32_t a) { return __uint_as_float(a); }
-#else
-BOTH float add(float a, float b) { return a + b; }
-BOTH float sub(float a, float b) { return a - b; }
-BOTH float mul(float a, float b) { return a * b; }
-BOTH float quotient(float a, float b) { return a / b; }
-BOTH float root(float a) { return std::sqrt(a); }
-BOTH uint32_t bits_of(float a) { uint32_t found; std::memcpy(&found, &a, 4); return found; }
-BOTH float float_of(uint32_t a) { float found; std::memcpy(&found, &a, 4); return found; }
-#endif
-
-BOTH float widen(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
+BOTH float widen(uint16_t x) { return as_float(int32_t(uint32_t(x) << 16)); }
 
 // bfloat16 by adding `low` below the last place and cutting; a NaN stays one.
 BOTH uint16_t narrow(float x, uint32_t low) {
-  uint32_t found = bits_of(x);
+  uint32_t found = uint32_t(as_int(x));
   bool nan = (found & 0x7fffffffu) > 0x7f800000u;
   return static_cast<uint16_t>((nan ? found | 0x400000u : found + low) >> 16);
 }
 
-BOTH uint16_t nearest_even(float x) { return narrow(x, 0x7fffu + ((bits_of(x) >> 16) & 1u)); }
+BOTH uint16_t nearest_even(float x) { return narrow(x, 0x7fffu + ((uint32_t(as_int(x)) >> 16) & 1u)); }
 
-BOTH uint32_t mix(uint32_t x) {
-  x = (x ^ (x >> 16)) * 0x21f0aaadu;
-  x = (x ^ (x >> 15)) * 0x735a2d97u;
-  return x ^ (x >> 15);
-}
-
-// 32 random bits of element i of a tensor, by its place in the whole one: models/formats/random.py. The key's upper half comes
-// mixed.
-BOTH uint32_t random_bits(const Row& row, int64_t i) {
+// Of element i of a tensor, by its place in the whole one. The key's upper half comes mixed.
+BOTH uint32_t random_of(const Row& row, int64_t i) {
   int64_t index = row.width == row.pitch ? row.base + i : row.base + i / row.width * row.pitch + i % row.width;
-  uint32_t found = mix(static_cast<uint32_t>(index) ^ static_cast<uint32_t>(row.key));
-  return mix(found ^ static_cast<uint32_t>(row.key >> 32) ^ mix(static_cast<uint32_t>(index >> 32)));
+  return random_bits(uint32_t(index), uint32_t(index >> 32), uint32_t(row.key), uint32_t(row.key >> 32));
 }
 
 // The new parameter of old p; moments m, v are updated. g: gradient times the clip factor.
 BOTH float step(float p, float g, float& m, float& v, const Scalars& s) {
-  m = add(m, mul(sub(g, m), s.rest1));
-  v = add(mul(v, s.beta2), mul(mul(g, s.rest2), g));
-  float bottom = add(mul(root(v), s.inverse_root), s.epsilon);
-  return sub(mul(p, s.keep), quotient(mul(m, s.rate), bottom));
+  m = added(m, multiplied(subtracted(g, m), s.rest1));
+  v = added(multiplied(v, s.beta2), multiplied(multiplied(g, s.rest2), g));
+  float bottom = added(multiplied(rooted(v), s.inverse_root), s.epsilon);
+  return subtracted(multiplied(p, s.keep), divided(multiplied(m, s.rate), bottom));
 }
 
 template <typename T>
@@ -90,17 +56,17 @@ BOTH void step_one(const Row& row, int64_t i, bool narrow_gradient, int mode, fl
   bool stochastic = mode == kStochastic;
   float p = stochastic ? widen(*at<uint16_t>(row.parameter, i)) : *at<float>(row.parameter, i);
   float m = *at<float>(row.average, i), v = *at<float>(row.square, i);
-  float next = step(p, mul(g, factor), m, v, s);
+  float next = step(p, multiplied(g, factor), m, v, s);
   *at<float>(row.average, i) = m;
   *at<float>(row.square, i) = v;
   if (stochastic)
-    *at<uint16_t>(row.parameter, i) = narrow(next, random_bits(row, i) & 0xffffu);
+    *at<uint16_t>(row.parameter, i) = narrow(next, random_of(row, i) & 0xffffu);
   else
     *at<float>(row.parameter, i) = next;
   if (mode == kShadow) *at<uint16_t>(row.shadow, i) = nearest_even(next);
-  float change = sub(next, p);
-  changed = add(changed, mul(change, change));
-  squared = add(squared, mul(next, next));
+  float change = subtracted(next, p);
+  changed = added(changed, multiplied(change, change));
+  squared = added(squared, multiplied(next, next));
 }
 
 }  // namespace
@@ -169,12 +135,12 @@ __global__ void __launch_bounds__(kThreads) adamw(const int64_t* __restrict__ ro
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
       float old = p.x[k];
-      p.x[k] = step(old, mul(g.x[k], clip), m.x[k], v.x[k], s);
+      p.x[k] = step(old, multiplied(g.x[k], clip), m.x[k], v.x[k], s);
       if (MODE == kShadow) copy.x[k] = nearest_even(p.x[k]);
       if (MODE == kStochastic) copy.x[k] = narrow(p.x[k], random_bits(row, i + k) & 0xffffu);
       if (STATISTICS) {
-        changed = add(changed, mul(sub(p.x[k], old), sub(p.x[k], old)));
-        squared = add(squared, mul(p.x[k], p.x[k]));
+        changed = added(changed, multiplied(subtracted(p.x[k], old), subtracted(p.x[k], old)));
+        squared = added(squared, multiplied(p.x[k], p.x[k]));
       }
     }
     *at<Wide4>(row.average, i / kEach) = m;

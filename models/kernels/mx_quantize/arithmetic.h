@@ -2,6 +2,7 @@
 // that what runs on GPUs is tested where there is none. Without branches, so that loops over them become vectors.
 #pragma once
 #include "../runtime/both.h"
+#include "../runtime/random.h"
 
 // An element format: bits in memory, bits of its mantissa, float32 exponent field of its smallest normal magnitude, exponent
 // and code of its largest, whether it is two's complement, and what carries into the exponent of a scale.
@@ -91,16 +92,4 @@ BOTH int32_t nvfp4_scale(int32_t amax, float whole) {
   int32_t finite = amax >= kInfinity ? 0 : amax;
   int32_t code = encode_divided<kNearestEven>(as_int(divided(as_float(finite), 6.0f)), whole, 0, kE4M3);
   return amax >= kInfinity ? 0x7F : code;
-}
-
-// The mixer of `models.formats.random`.
-BOTH uint32_t mixed(uint32_t x) {
-  x = (x ^ (x >> 16)) * 0x21F0AAADu;
-  x = (x ^ (x >> 15)) * 0x735A2D97u;
-  return x ^ (x >> 15);
-}
-
-// 32 random bits of a place in the whole tensor; the key's upper half comes mixed.
-BOTH uint32_t random_bits(uint32_t low, uint32_t high, uint32_t key_low, uint32_t key_high) {
-  return mixed(mixed(low ^ key_low) ^ key_high ^ mixed(high));
 }

@@ -232,7 +232,7 @@ template <bool INTEGER, bool NVFP4>
 void values_of(const Values& v, long line, long start, long count, float* values) {
   constexpr long kSize = kBlock<NVFP4>;
   uint8_t codes[kRun];
-  float factor[kRun / kSize], factors[kRun];
+  float factor[kRun / kSize] = {}, factors[kRun];
   long place = line * v.size + start, first = (line / v.lines * v.size + start) / kSize, blocks = count / kSize;
   const Element e = v.element;
   const float whole = NVFP4 ? *v.whole : 0.0f;

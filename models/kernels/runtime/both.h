@@ -1,5 +1,6 @@
 // Numbers and their bits, for CUDA and for a processor's own compiler.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -33,9 +34,13 @@ BOTH int32_t as_int(float x) {
 #ifdef __CUDA_ARCH__
 BOTH float multiplied(float a, float b) { return __fmul_rn(a, b); }
 BOTH float added(float a, float b) { return __fadd_rn(a, b); }
+BOTH float subtracted(float a, float b) { return __fsub_rn(a, b); }
 BOTH float divided(float a, float b) { return __fdiv_rn(a, b); }
+BOTH float rooted(float a) { return __fsqrt_rn(a); }
 #else
 BOTH float multiplied(float a, float b) { return a * b; }
 BOTH float added(float a, float b) { return a + b; }
+BOTH float subtracted(float a, float b) { return a - b; }
 BOTH float divided(float a, float b) { return a / b; }
+BOTH float rooted(float a) { return std::sqrt(a); }
 #endif
