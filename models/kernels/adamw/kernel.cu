@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads) adamw(const int64_t* __restrict__ ro
       float old = p.x[k];
       p.x[k] = step(old, multiplied(g.x[k], clip), m.x[k], v.x[k], s);
       if (MODE == kShadow) copy.x[k] = nearest_even(p.x[k]);
-      if (MODE == kStochastic) copy.x[k] = narrow(p.x[k], random_bits(row, i + k) & 0xffffu);
+      if (MODE == kStochastic) copy.x[k] = narrow(p.x[k], random_of(row, i + k) & 0xffffu);
       if (STATISTICS) {
         changed = added(changed, multiplied(subtracted(p.x[k], old), subtracted(p.x[k], old)));
         squared = added(squared, multiplied(p.x[k], p.x[k]));
