@@ -149,13 +149,11 @@ class DeepSpeedEngine:
                 mean = self.engine.eval_batch(self._feed(scaled, rows), num_micro_batches=count, reduce_output="avg")
             return float(mean) * valid, valid
         self.engine.eval()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)  # nobody waits for single micro-batches
         with torch.no_grad():
             for micro in micro_batches(batch, rows):
-                total += float(
-                    self._loss_sum(self.engine(sent(micro.inputs, self.device)), _labels(micro, self.device))
-                )
-        return self.mesh.sum_over_data(total), valid
+                total += self._loss_sum(self.engine(sent(micro.inputs, self.device)), _labels(micro, self.device))
+        return self.mesh.sum_over_data(float(total)), valid
 
     def next_logits(self, tokens: Tensor, position: int, documents: Tensor | None = None) -> Tensor:
         start_clock(self.clock, self.spec.model, Batch(tokens, tokens, tokens, 0, documents), self.device)

@@ -154,13 +154,14 @@ class FsdpEngine:
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         rows, _ = self.spec.cut(batch)
-        batch, total = self._share(batch, training=False), 0.0
+        batch = self._share(batch, training=False)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)  # nobody waits for single micro-batches
         for micro in micro_batches(batch, rows):
             output = self._forward(micro.inputs)
             if output is not None:
-                total += float(self._weighted(output, micro.targets, micro.weights))
+                total += self._weighted(output, micro.targets, micro.weights)
         self._reshard()
-        return self._sum_over_world(total, 0.0)[0], self.mesh.sum_over_data(float(batch.weights.sum()))
+        return self._sum_over_world(float(total), 0.0)[0], self.mesh.sum_over_data(float(batch.weights.sum()))
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, position: int, documents: Tensor | None = None) -> Tensor:

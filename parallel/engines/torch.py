@@ -108,11 +108,11 @@ class TorchEngine:
     def evaluate(self, batch: Batch) -> tuple[float, float]:
         self.model.eval()
         self._start_clock(batch, training=False)
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)  # nobody waits for single micro-batches
         with torch.no_grad():
             for micro in micro_batches(batch, self.spec.cut(batch)[0]):
-                total += float(self._loss_sum(micro))
-        return total, float(batch.weights.sum())
+                total += self._loss_sum(micro)
+        return float(total), float(batch.weights.sum())
 
     def next_logits(self, tokens: Tensor, position: int, documents: Tensor | None = None) -> Tensor:
         self.model.eval()
