@@ -3,7 +3,7 @@
 //
 // The tables are those of tables.py: a row of ten int64 for each tensor, and the chunks of 16384 elements that a block takes.
 
-#include "../runtime/both.h"
+#include "../runtime/bfloat16.h"
 #include "../runtime/random.h"
 
 struct Scalars {
@@ -20,17 +20,6 @@ struct Row {
 };
 
 enum Mode : int { kMaster = 0, kShadow = 1, kStochastic = 2 };
-
-BOTH float widen(uint16_t x) { return as_float(int32_t(uint32_t(x) << 16)); }
-
-// bfloat16 by adding `low` below the last place and cutting; a NaN stays one.
-BOTH uint16_t narrow(float x, uint32_t low) {
-  uint32_t found = uint32_t(as_int(x));
-  bool nan = (found & 0x7fffffffu) > 0x7f800000u;
-  return static_cast<uint16_t>((nan ? found | 0x400000u : found + low) >> 16);
-}
-
-BOTH uint16_t nearest_even(float x) { return narrow(x, 0x7fffu + ((uint32_t(as_int(x)) >> 16) & 1u)); }
 
 // Of element i of a tensor, by its place in the whole one. The key's upper half comes mixed.
 BOTH uint32_t random_of(const Row& row, int64_t i) {

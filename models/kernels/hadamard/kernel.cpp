@@ -22,7 +22,7 @@ void butterflies(float* tile, long group, const float* signs, float factor) {
   for (long i = 0; i < group * kWidth; ++i) tile[i] *= factor;
 }
 
-// Lines of a tile, [group, kWidth], to lines of `out`, which lie `pitch` apart, and back from groups side by side.
+// The first `count` columns of a tile [group, kWidth] as lines of `out`, which begin `pitch` apart.
 void turned(const float* tile, long group, long count, long pitch, float* out) {
   for (long i = 0; i < count; ++i)
     for (long line = 0; line < group; ++line) out[i * pitch + line] = tile[line * kWidth + i];

@@ -80,9 +80,8 @@ def rotate(x: Tensor, dim: int, size: int, signs: Tensor | None) -> Tensor:
         return found
     turned = inner > 1
     lines = inner if turned else outer
-    tile = TILE if x.is_cuda else INTERPRETED
-    width = max(size, min(triton.next_power_of_2(length), 64 if x.is_cuda and turned else 256 if x.is_cuda else length))
-    width = triton.next_power_of_2(width)
+    tile, widest = (TILE, 64 if turned else 256) if x.is_cuda else (INTERPRETED, INTERPRETED)
+    width = max(size, min(triton.next_power_of_2(length), widest))
     height = max(1, min(tile // width, triton.next_power_of_2(lines)))
     grid = (triton.cdiv(lines, height) * triton.cdiv(length, width), outer if turned else 1)
     rotate_tile[grid](

@@ -197,12 +197,6 @@ void quantize(const Call& c, int threads) {
   else quantize<ROUNDING, false, false>(c, threads);
 }
 
-// bfloat16 nearest to float32 bits; NaN stays NaN.
-uint16_t narrowed(int32_t bits) {
-  uint32_t found = (uint32_t(bits) + 0x7FFF + ((uint32_t(bits) >> 16) & 1)) >> 16;
-  return uint16_t((bits & kMagnitude) > kInfinity ? 0x7FC0 : found);
-}
-
 void unpack_line(const uint8_t* packed, long count, int bits, uint8_t* codes) {
   if (bits == 8) {
     std::memcpy(codes, packed, count);
@@ -250,7 +244,7 @@ void values_of(const Values& v, long line, long start, long count, float* values
 void store(const Values& v, long place, const float* values, long count) {
   if (v.narrow) {
     uint16_t* to = static_cast<uint16_t*>(v.out) + place;
-    for (long i = 0; i < count; ++i) to[i] = narrowed(as_int(values[i]));
+    for (long i = 0; i < count; ++i) to[i] = nearest_even(values[i]);
   } else {
     std::memcpy(static_cast<float*>(v.out) + place, values, count * 4);
   }

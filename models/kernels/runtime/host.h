@@ -5,7 +5,7 @@
 #include <thread>
 #include <vector>
 
-#include "both.h"
+#include "bfloat16.h"
 
 enum Input { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
@@ -24,7 +24,7 @@ static inline void load(const void* x, int input, long start, long count, int32_
     std::memcpy(bits, static_cast<const float*>(x) + start, count * 4);
   } else if (input == kBFloat16) {
     const uint16_t* from = static_cast<const uint16_t*>(x) + start;
-    for (long i = 0; i < count; ++i) bits[i] = int32_t(uint32_t(from[i]) << 16);
+    for (long i = 0; i < count; ++i) bits[i] = as_int(widen(from[i]));
   } else {
     const uint16_t* from = static_cast<const uint16_t*>(x) + start;
     for (long i = 0; i < count; ++i) bits[i] = widened_half(from[i]);
