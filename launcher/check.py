@@ -123,6 +123,11 @@ def check_recipe(recipe: Recipe, world_size: int, device: str) -> None:
                 f"train.profile_step={phase.train.profile_step}: shows a pipeline's time, and parallel.pipeline=1 has none; "
                 "set it to 0 or parallel.pipeline above 1"
             )
+        if 0 < phase.train.profile_step == phase.train.trace_step:
+            raise RecipeError(
+                f"train.profile_step={phase.train.profile_step} and train.trace_step={phase.train.trace_step}: recording every "
+                "operator slows the step whose pipeline is timed; choose two steps"
+            )
         check_depth(phase)
     check_formats(recipe)
     check_budget(recipe)

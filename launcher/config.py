@@ -107,6 +107,8 @@ class TrainConfig:
     """End the run after this many skipped steps in a row (gradients with NaN or infinity)."""
     profile_step: int = 0
     """Note when each action of this step's pipeline begins and ends, for `triaxis report`; 0 for no step."""
+    trace_step: int = 0
+    """Record all operators and GPU kernels of this step: a trace a rank for Perfetto, a table in the report; 0 for no step."""
 
     def __post_init__(self) -> None:
         """Refuse batches that do not divide."""
@@ -125,6 +127,7 @@ class TrainConfig:
             "sample_every_tokens",
             "sample_length",
             "profile_step",
+            "trace_step",
         ):
             _at_least(f"train.{option}", getattr(self, option), 0)
         _at_least("train.sample_temperature", self.sample_temperature, 0)

@@ -14,6 +14,7 @@ from launcher.pace import STEP
 from launcher.profile import profiled
 from launcher.run import Run, TrainingError, passed
 from launcher.sampling import sample_text
+from launcher.trace import traced
 from models.flops import flops_per_token
 from parallel.engines.base import Engine, StepResult
 
@@ -27,7 +28,7 @@ def fit(run: Run, phase: Recipe, engine: Engine, batches: TrainBatches) -> bool:
         fetched = batches.get(index)
         waited = time.perf_counter() - began
         rate = learning_rate(run, phase, schedule, fetched.slot.tokens)
-        with profiled(run, phase, engine):
+        with profiled(run, phase, engine), traced(run, phase):
             result = engine.step(fetched.batch, rate, formats=_counts_formats(run, phase))
         seconds = time.perf_counter() - began
         _count(run, fetched, result)

@@ -13,6 +13,7 @@ import numpy as np
 from launcher.callbacks.units import ABSENT, count, duration, finite
 from launcher.report.collect import PhaseSpan, Run
 from launcher.report.compare import differences
+from launcher.report.operators import operators_of
 from launcher.report.style import STYLE
 
 _MOST_EVENTS = 200
@@ -53,6 +54,7 @@ def _single(run: Run, light: bytes, dark: bytes, plates: Sequence[Plate]) -> str
             figure_html(f"Curves of {run.name} against tokens", light, dark),
             section_html("Against the baselines", _baseline_table(run)),
             *(section_html(plate.title, _plate(plate)) for plate in plates),
+            section_html("Operators", _operator_table(run)),
             section_html("Phases", _phase_table(run)),
             section_html("Samples", _samples(run)),
             section_html("Events", _event_table(run)),
@@ -152,6 +154,11 @@ def _phase_table(run: Run) -> str:
         rows[-1] += _phase_cells(phase)
         before = tokens
     return table_html(head, rows)
+
+
+def _operator_table(run: Run) -> str:
+    found = operators_of(run.directory)
+    return f"<p>{escape(found[0])}</p>\n" + table_html(["", "calls", "ms", "share"], found[1]) if found else ""
 
 
 def _phase_cells(phase: PhaseSpan) -> list[str]:
