@@ -1,11 +1,12 @@
-"""`triaxis bench formats`: what a format of products saves and costs beside bfloat16.
+"""`triaxis bench formats`: what a format of products saves and costs beside a model in bfloat16, or in float32.
 
-    triaxis bench formats [--presets mxfp8,mxfp6,…] [--sequences B] [--rounds N] [--json FILE] [overrides]
+    triaxis bench formats [--presets mxfp8,mxfp6,…] [--base bf16|fp32] [--sequences B] [--rounds N] [--json FILE] [overrides]
 
 Of each preset of `precision=`: bits in which a linear layer keeps its input for backward, bytes that the recipe's model keeps
 in all, bytes that the all-gather of sequence parallelism moves for each number of an activation, and the time of forward and
-backward as a multiple of bfloat16's, in turns within one run. Where the hardware has no units for a format its products are
-bfloat16's, so time is what quantising costs; memory and wire are saved everywhere.
+backward as a multiple of the base's, in turns within one run. Where the hardware has no units for a format its products run in
+those of bfloat16: beside bfloat16 time is what quantising costs, beside float32 that and what its products took longer.
+Memory and wire are saved everywhere.
 """
 
 from __future__ import annotations
@@ -34,31 +35,33 @@ from models.products import QuantisedProduct, WholeAxes
 from models.random import Clock
 
 VOCABULARY = 1024
+BASES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""What a model computes in where its products have no format."""
 PRESETS = ("fp8", "mxfp8", "mxint8", "mxfp6", "mxfp4_mxfp6", "mxfp4_backward", "nvfp4")
 
 
-def run(presets: dict[str, ProductsConfig], recipe: Recipe, sequences: int, rounds: int) -> dict[str, Any]:
-    """All figures. sequences: of train.sequence_length tokens at once; rounds: turns of each contender."""
+def run(presets: dict[str, ProductsConfig], recipe: Recipe, sequences: int, rounds: int, base: str) -> dict[str, Any]:
+    """All figures. sequences: of train.sequence_length tokens at once; rounds: turns of each contender; base: of `BASES`."""
     for option, least, value in (("--sequences", 1, sequences), ("--rounds", 2, rounds)):
         if value < least:
             raise RecipeError(f"{option}={value}: must be at least {least}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     contenders = {
-        name: _Contender(recipe, products, sequences, device)
-        for name, products in ({"bf16": UNQUANTISED} | presets).items()
+        name: _Contender(recipe, products, sequences, device, BASES[base])
+        for name, products in ({base: UNQUANTISED} | presets).items()
     }
     seconds = _take_turns({name: one.step for name, one in contenders.items()}, rounds, device)
-    base = contenders["bf16"].kept_bytes()
+    whole = contenders[base].kept_bytes()
     figures = []
     for name, one in contenders.items():
-        ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds["bf16"], strict=True)]
+        ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds[base], strict=True)]
         figures.append(
             {
                 "preset": name,
                 "kept_bits": one.kept_bits(),
                 "gathered_bytes": one.gathered_bytes(),
                 "model_bytes": one.kept_bytes(),
-                "model_share": one.kept_bytes() / base,
+                "model_share": one.kept_bytes() / whole,
                 "seconds": statistics.median(seconds[name]),
                 "factor": statistics.median(ratios),
                 "low": min(ratios),
@@ -71,6 +74,7 @@ def run(presets: dict[str, ProductsConfig], recipe: Recipe, sequences: int, roun
         "load_before": os.getloadavg()[0],
         "threads": torch.get_num_threads(),
         "device": device.type,
+        "base": base,
         "model": recipe.model.name,
         "tokens": sequences * recipe.train.sequence_length,
         "rounds": rounds,
@@ -79,14 +83,17 @@ def run(presets: dict[str, ProductsConfig], recipe: Recipe, sequences: int, roun
 
 
 class _Contender:
-    """The model in bfloat16 with some products, and a batch."""
+    """The model in a dtype with some products, and a batch."""
 
-    def __init__(self, recipe: Recipe, products: ProductsConfig, sequences: int, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, products: ProductsConfig, sequences: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
         # without a corpus nobody has said how many tokens there are
-        model, self.products = replace(recipe.model, vocab_size=recipe.model.vocab_size or VOCABULARY), products
+        model = replace(recipe.model, vocab_size=recipe.model.vocab_size or VOCABULARY)
+        self.products, self.dtype = products, dtype
         self.clock = Clock(0)
         with device:
-            self.decoder = Decoder(model, PlainLayers(torch.bfloat16, self.clock, recipe.kernels, products))
+            self.decoder = Decoder(model, PlainLayers(self.dtype, self.clock, recipe.kernels, products))
         initialise_blocks(iter(self.decoder.blocks), 0)
         generator = torch.Generator().manual_seed(0)
         shape = (sequences, recipe.train.sequence_length)
@@ -108,15 +115,15 @@ class _Contender:
     def kept_bits(self) -> float:
         """Of each number of its input that a linear layer holds for backward."""
         if not self.products.quantised:
-            return 16.0
-        up = PlainLayers(torch.bfloat16, products=self.products).column("up", 256, (256,), bias=False, std=0.02)
-        x = torch.randn(128, 1, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+            return 8.0 * self.dtype.itemsize
+        up = PlainLayers(self.dtype, products=self.products).column("up", 256, (256,), bias=False, std=0.02)
+        x = torch.randn(128, 1, 256, generator=torch.Generator().manual_seed(0)).to(self.dtype)
         return 8 * kept_bytes(lambda: up(x.requires_grad_()), up) / x.numel()
 
     def gathered_bytes(self) -> float:
         """That one number of a column layer's input is on its way over the tensor axis, in forward and backward together."""
         if not self.products.quantised:
-            return 4.0
+            return 2.0 * self.dtype.itemsize
         moved: list[int] = []
 
         class Counting(WholeAxes):
@@ -124,10 +131,10 @@ class _Contender:
                 moved.append(x.nbytes)
                 return x
 
-        up = PlainLayers(torch.bfloat16, products=self.products).column("up", 256, (256,), bias=False, std=0.02)
+        up = PlainLayers(self.dtype, products=self.products).column("up", 256, (256,), bias=False, std=0.02)
         assert isinstance(up.product, QuantisedProduct)
         up.product.axes = Counting()
-        x = torch.randn(128, 1, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+        x = torch.randn(128, 1, 256, generator=torch.Generator().manual_seed(0)).to(self.dtype)
         up(x.requires_grad_()).sum().backward()
         return sum(moved) / x.numel()
 
@@ -172,18 +179,18 @@ def show(figures: dict[str, Any], console: Console | None = None) -> None:
     console = console or open_console()
     machine = figures["environment"]["machine"]
     console.print(
-        f"{figures['model']}, {figures['tokens']} tokens, bfloat16 beside its products, {figures['device']} with "
+        f"{figures['model']}, {figures['tokens']} tokens, {figures['base']} beside its products, {figures['device']} with "
         f"{figures['threads']} threads; {machine['cpu']}, {machine['cores']} cores, load {figures['load_before']:.1f} before; "
         f"{figures['rounds']} rounds"
     )
     found = new_table(
-        "Formats beside bfloat16",
+        f"Formats beside {figures['base']}",
         "precision",
         "kept, bits a number",
         "gathered, bytes a number",
         "kept by the model",
         "ms",
-        "time, × bf16",
+        f"time, × {figures['base']}",
     )
     for one in figures["figures"]:
         found.add_row(
@@ -203,6 +210,7 @@ def main(arguments: list[str]) -> int:
         prog="triaxis bench formats", description="What formats of products save and cost."
     )
     parser.add_argument("--presets", default=",".join(PRESETS), help="of precision=, with commas between")
+    parser.add_argument("--base", choices=tuple(BASES), default="bf16", help="what all else computes in (default bf16)")
     parser.add_argument(
         "--sequences", type=int, default=4, help="sequences of train.sequence_length at once (default 4)"
     )
@@ -215,7 +223,7 @@ def main(arguments: list[str]) -> int:
         if not products.quantised:
             raise RecipeError(f"--presets={name}: quantises nothing; choose of {', '.join(PRESETS)}")
         presets[name] = products
-    figures = run(presets, build_recipe(compose_tree(overrides)), flags.sequences, flags.rounds)
+    figures = run(presets, build_recipe(compose_tree(overrides)), flags.sequences, flags.rounds, flags.base)
     show(figures)
     write_figures(figures, flags.json)
     return 0

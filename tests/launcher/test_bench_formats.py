@@ -16,7 +16,7 @@ GATHERED = {"bf16": 4, "mxfp8": 2 * 8.25 / 8, "mxfp4_backward": 2 + 4.25 / 8, "m
 
 def test_what_is_kept_and_gathered_is_the_formats(capsys: pytest.CaptureFixture[str]) -> None:
     presets = {name: build_recipe(compose_tree([f"precision={name}"])).precision.products for name in PRESETS}
-    figures = run(presets, build_recipe(compose_tree(SMALL)), 1, 2)
+    figures = run(presets, build_recipe(compose_tree(SMALL)), 1, 2, "bf16")
     found = {one["preset"]: one for one in figures["figures"]}
     assert set(found) == {"bf16", *PRESETS}
     for name, bits in KEPT.items():
@@ -26,6 +26,14 @@ def test_what_is_kept_and_gathered_is_the_formats(capsys: pytest.CaptureFixture[
     assert all(one["model_share"] < 1 and one["factor"] > 0 for name, one in found.items() if name != "bf16")
     show(figures, Console(width=140))
     assert "mxfp4_backward" in capsys.readouterr().out
+
+
+def test_beside_float32_a_format_saves_twice_as_much() -> None:
+    presets = {"mxfp8": build_recipe(compose_tree(["precision=mxfp8"])).precision.products}
+    figures = run(presets, build_recipe(compose_tree(SMALL)), 1, 2, "fp32")
+    base, mxfp8 = figures["figures"]
+    assert (base["preset"], base["kept_bits"], base["gathered_bytes"]) == ("fp32", 32, 8)
+    assert (mxfp8["kept_bits"], mxfp8["gathered_bytes"]) == pytest.approx((8.25, 2 * 8.25 / 8), abs=0.01)
 
 
 def test_bad_flags_are_refused() -> None:

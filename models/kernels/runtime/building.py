@@ -8,10 +8,13 @@ Triaxis. A build that fails leaves the kernel to another implementation.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -45,15 +48,27 @@ def built(source: Path, architecture: str, compiler: str, options: list[str]) ->
     target = cache_directory() / f"{source.parent.name}-{architecture}-{name}.so"
     try:
         if not target.exists():
-            _build([compiler, *options], source, architecture, target)
+            with _one_at_a_time(target):
+                if not target.exists():
+                    _build([compiler, *options], source, architecture, target)
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise BuildError(f"{source.name}: {target} cannot be kept or loaded ({error}); set TRIAXIS_CACHE") from None
 
 
-def _build(command: list[str], source: Path, architecture: str, target: Path) -> None:
-    """Build beside the target and move it there: others may build the same at the same time."""
+@contextmanager
+def _one_at_a_time(target: Path) -> Iterator[None]:
+    """Of all ranks of a machine that want the same library first one builds it, and the others wait. A lock ends with its
+    process; where a file system has none, each builds."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(command: list[str], source: Path, architecture: str, target: Path) -> None:
+    """Build beside the target and move it there: whoever sees it sees it whole."""
     with tempfile.TemporaryDirectory(dir=target.parent) as directory:
         made = Path(directory) / target.name
         ran = subprocess.run([*command, "-o", str(made), str(source)], capture_output=True, text=True, check=False)
