@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.formats.exact import carrier, exact_in_bfloat16, exact_product
+from models.formats.exact import exact_product, exact_values
 from models.formats.health import Health
 from models.formats.native import multiply
 from models.formats.operand import Operand, operand
@@ -176,11 +176,12 @@ class Quantiser:
         native = multiply(x, weight, dtype)
         if native is not None:
             return native
-        held = self._held(x, weight, dtype)
-        rows, matrix = self.values(x, held or dtype), self.values(weight, held or dtype)
-        if held is None:
-            return F.linear(rows, matrix if along == 1 else matrix.t())
-        y = exact_product(rows.flatten(0, -2), matrix.t() if along == 1 else matrix)
+        exact = exact_values(x, weight, dtype, self.kernels)
+        if exact is None:
+            matrix = self.values(weight, dtype)
+            return F.linear(self.values(x, dtype), matrix if along == 1 else matrix.t())
+        rows, matrix, scale = exact
+        y = exact_product(rows.flatten(0, -2), matrix.t() if along == 1 else matrix, scale)
         return y.view(*rows.shape[:-1], y.shape[-1])
 
     def multiply_tokens(self, y: Operand, x: Operand, dtype: torch.dtype) -> Tensor:
@@ -188,15 +189,11 @@ class Quantiser:
         native = multiply(y.tokens_last(), x.tokens_last(), dtype) if y.layout and x.layout else None
         if native is not None:
             return native
-        held = self._held(y, x, dtype)
-        outputs, inputs = (self.values(found, held or dtype).flatten(0, -2) for found in (y, x))
-        return outputs.t() @ inputs if held is None else exact_product(outputs.t(), inputs)
-
-    def _held(self, a: Operand, b: Operand, dtype: torch.dtype) -> torch.dtype | None:
-        """What the operands of an exact product in float32 are held in; None where bfloat16 does not hold both."""
-        if dtype != torch.float32 or not (exact_in_bfloat16(a) and exact_in_bfloat16(b)):
-            return None
-        return carrier(a.tensors[0].device)
+        exact = exact_values(y, x, dtype, self.kernels)
+        if exact is None:
+            return self.values(y, dtype).flatten(0, -2).t() @ self.values(x, dtype).flatten(0, -2)
+        outputs, inputs, scale = exact
+        return exact_product(outputs.flatten(0, -2).t(), inputs.flatten(0, -2), scale)
 
 
 class QuantisedProduct:

@@ -16,30 +16,40 @@ from torch import Tensor
 from models.formats.operand import Operand
 
 
-def exact_in_bfloat16(found: Operand) -> bool:
-    """Whether it stands for bfloat16 values: every format under a power of two does, NVFP4 has a float32 scale besides."""
-    return found.layout is not None and found.layout[0].scale == "e8m0"
+def exact_values(
+    a: Operand, b: Operand, dtype: torch.dtype, kernels: str
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """What `exact_product` takes, for operands of a product in `dtype`: the values of both, and what the product is to be
+    multiplied by; None where it is not in float32, or an operand is in no format.
 
-
-def carrier(device: torch.device) -> torch.dtype:
-    """What `exact_product` takes its operands in."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+    NVFP4's elements are bfloat16's under their blocks' scales, not under the float32 scale of the whole tensor, which waits for
+    the product, as in a GPU's own units.
+    """
+    if dtype != torch.float32 or a.layout is None or b.layout is None:
+        return None
+    held = torch.bfloat16 if a.tensors[0].is_cuda else torch.float32
+    (left, first), (right, second) = (found.unscaled() for found in (a, b))
+    scale = first if second is None else second if first is None else first * second
+    return left.values(held, kernels), right.values(held, kernels), scale
 
 
 @torch.library.custom_op("triaxis::exact_product", mutates_args=())
-def exact_product(a: Tensor, b: Tensor) -> Tensor:
-    """a [M, R] times b [R, N], both of `carrier` with values that bfloat16 holds -> float32 [M, N].
+def exact_product(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
+    """a [M, R] times b [R, N], both bfloat16 on a GPU, else float32 with values that bfloat16 holds, times scale (float32, one
+    number) where there is one -> float32 [M, N].
 
     An operator, because compiled code would not see the setting under which oneDNN runs.
     """
     if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    with _bfloat16_units():
-        return a @ b
+        y = torch.mm(a, b, out_dtype=torch.float32)
+    else:
+        with _bfloat16_units():
+            y = a @ b
+    return y if scale is None else y.mul_(scale)
 
 
 @exact_product.register_fake
-def _(a: Tensor, b: Tensor) -> Tensor:
+def _(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
     return a.new_empty((a.shape[0], b.shape[1]), dtype=torch.float32)
 
 

@@ -47,6 +47,13 @@ class Operand:
         format, dim, square = self.layout
         return MXTensor(elements, scales, format, dim, square, whole[0] if whole else None)
 
+    def unscaled(self) -> tuple[Operand, Tensor | None]:
+        """Without the scale of the whole tensor, and that scale, which of all formats NVFP4 alone has."""
+        if self.layout is None or len(self.tensors) == 2:
+            return self, None
+        elements, scales, whole = self.tensors
+        return replace(self, tensors=(elements, scales, torch.ones_like(whole))), whole
+
     def tokens_last(self) -> Operand:
         """Of [S, B, N] in blocks along S, stored as [B, N, S], the matrix [N, B S] as it is stored with blocks along its last
         dim."""
