@@ -16,25 +16,19 @@ from models.kernels.runtime.cuda import architecture_of, check, library, stream
 SOURCE = Path(__file__).with_name("kernel.cu")
 
 
-def arguments(
-    tables: Tables, gradient: torch.dtype, scalars: Scalars, factor: Tensor, partials: Tensor | None
-) -> list[object]:
-    """What `adamw_on_device` takes before its stream, and `adamw_on_host` in all."""
+def step(tables: Tables, gradient: torch.dtype, scalars: Scalars, factor: Tensor, partials: Tensor | None) -> None:
+    """See `models.kernels.adamw.triton.step`."""
     numbers = (ctypes.c_float * 7)(*scalars.tuple())
     mode = 2 if tables.stochastic else 1 if tables.shadowed else 0
-    return [
+    code = library(SOURCE, architecture_of(tables.device)).adamw(
         pointer(tables.rows),
         pointer(tables.chunks),
         ctypes.c_int64(len(tables.chunks)),
         pointer(factor),
         pointer(partials),
         ctypes.byref(numbers),
-        ctypes.c_int(gradient == torch.bfloat16),
-        ctypes.c_int(mode),
-    ]
-
-
-def step(tables: Tables, gradient: torch.dtype, scalars: Scalars, factor: Tensor, partials: Tensor | None) -> None:
-    """See `models.kernels.adamw.triton.step`."""
-    call = library(SOURCE, architecture_of(tables.device)).adamw_on_device
-    check(call(*arguments(tables, gradient, scalars, factor, partials), stream(tables.device)), "adamw")
+        int(gradient == torch.bfloat16),
+        mode,
+        stream(tables.device),
+    )
+    check(code, "adamw")

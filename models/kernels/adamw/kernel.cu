@@ -1,5 +1,5 @@
-// AdamW over all tensors in one launch. The arithmetic is in functions for host and device that round after every operation,
-// in the order of reference.py, so that all implementations give the same bits; any C++ compiler builds the host's part.
+// AdamW over all tensors in one launch. Every operation is rounded by itself, in the order of reference.py, so that all
+// implementations give the same bits.
 //
 // The tables are those of tables.py: a row of ten int64 for each tensor, and the chunks of 16384 elements that a block takes.
 
@@ -58,29 +58,6 @@ BOTH void step_one(const Row& row, int64_t i, bool narrow_gradient, int mode, fl
   squared = added(squared, multiplied(next, next));
 }
 
-}  // namespace
-
-// The same on the host, for tests where no GPU is.
-extern "C" void adamw_on_host(const int64_t* rows, const int64_t* chunks, int64_t count, const float* factor,
-                              float* partials, const Scalars* scalars, int narrow_gradient, int mode) {
-  for (int64_t c = 0; c < count; ++c) {
-    const Row& row = *reinterpret_cast<const Row*>(rows + (chunks[c] >> 32) * kColumns);
-    int64_t first = (chunks[c] & 0xffffffff) * kChunk;
-    int64_t last = first + kChunk < row.size ? first + kChunk : row.size;
-    float changed = 0.0f, squared = 0.0f;
-    for (int64_t i = first; i < last; ++i)
-      step_one(row, i, narrow_gradient, mode, *factor, *scalars, changed, squared);
-    if (partials) {
-      partials[2 * c] = changed;
-      partials[2 * c + 1] = squared;
-    }
-  }
-}
-
-#ifdef __CUDACC__
-
-namespace {
-
 constexpr int kThreads = 256;
 constexpr int kEach = 4;  // elements of a thread at a time: float32 in 16 bytes, neighbours side by side
 
@@ -108,7 +85,7 @@ __device__ float sum_of_block(float x) {
 // A block takes a chunk, a thread four elements at a time. At up to 64 registers a thread, 1024 threads of a multiprocessor have
 // 64 kB under way, twice what latency times bandwidth asks of it on an H200 (4.3 TB/s, 132 of them, about 0.9 µs: 29 kB).
 template <bool NARROW_GRADIENT, int MODE, bool STATISTICS>
-__global__ void __launch_bounds__(kThreads) adamw(const int64_t* __restrict__ rows, const int64_t* __restrict__ chunks,
+__global__ void __launch_bounds__(kThreads) step_chunk(const int64_t* __restrict__ rows, const int64_t* __restrict__ chunks,
                                                   const float* __restrict__ factor, float* partials, Scalars s) {
   int64_t chunk = chunks[blockIdx.x];
   Row row = *reinterpret_cast<const Row*>(rows + (chunk >> 32) * kColumns);
@@ -155,19 +132,17 @@ __global__ void __launch_bounds__(kThreads) adamw(const int64_t* __restrict__ ro
 template <bool NARROW_GRADIENT, int MODE>
 void launch(const int64_t* rows, const int64_t* chunks, int64_t count, const float* factor, float* partials, Scalars s,
             cudaStream_t stream) {
-  auto kernel = partials ? adamw<NARROW_GRADIENT, MODE, true> : adamw<NARROW_GRADIENT, MODE, false>;
+  auto kernel = partials ? step_chunk<NARROW_GRADIENT, MODE, true> : step_chunk<NARROW_GRADIENT, MODE, false>;
   kernel<<<static_cast<unsigned>(count), kThreads, 0, stream>>>(rows, chunks, factor, partials, s);
 }
 
 }  // namespace
 
 // CUDA's error code. partials: null without statistics. mode: 0 float32, 1 with a bfloat16 copy, 2 bfloat16 rounded stochastically.
-extern "C" int adamw_on_device(const int64_t* rows, const int64_t* chunks, int64_t count, const float* factor,
+extern "C" int adamw(const int64_t* rows, const int64_t* chunks, int64_t count, const float* factor,
                                float* partials, const Scalars* s, int narrow_gradient, int mode, cudaStream_t stream) {
   auto run = narrow_gradient ? (mode == kMaster ? launch<true, kMaster> : mode == kShadow ? launch<true, kShadow> : launch<true, kStochastic>)
                              : (mode == kMaster ? launch<false, kMaster> : mode == kShadow ? launch<false, kShadow> : launch<false, kStochastic>);
   run(rows, chunks, count, factor, partials, *s, stream);
   return static_cast<int>(cudaGetLastError());
 }
-
-#endif

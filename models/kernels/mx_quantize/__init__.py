@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.formats.names import Format
 from models.formats.quantize import Draw, checked
 from models.formats.tensor import MXTensor
 from models.kernels.mx_quantize import cpp, decoding, reference
@@ -17,8 +16,8 @@ from models.kernels.mx_quantize.operators import dequantize_with, quantize_with
 from models.kernels.registry import Kernel
 
 KERNEL = Kernel("mx_quantize", gpu=("triton",), cpu=("cpp",), serves={"cuda": lambda device, dtype, shape: None})
-"""`auto` takes Triton on a GPU, which has everything; CUDA C++, which has neither NVFP4 nor squares nor stochastic rounding,
-only where it is asked for, as long as no measurement says that it is faster. On a processor C++ has everything."""
+"""`auto` takes Triton on a GPU; CUDA C++, which has as much, only where it is asked for, as long as no measurement says that it
+is faster. On a processor it takes C++."""
 
 _WHOLE = {"reference": reference.quantize, "cpp": cpp.quantize}
 """Those that no compiler takes for one operation."""
@@ -43,7 +42,7 @@ def quantize(
     found = checked(x, format, dim, scale, rounding, square, draw)
     dim %= x.ndim
     draw = draw if rounding == "stochastic" else None
-    chosen = _chosen(kernels, x, found, square, draw)
+    chosen = _chosen(kernels, x)
     if chosen in _WHOLE:
         return _WHOLE[chosen](x, found, dim, scale, rounding, square, draw, whole_amax)
     formats = (format, None) if dim == x.ndim - 1 else (None, format)
@@ -67,7 +66,7 @@ def quantize_both(
     row = checked(x, format_row, -1, scale, rounding, False, draw)
     column = checked(x, format_column, 0, scale, rounding, False, draw)
     draw = draw if rounding == "stochastic" else None
-    chosen = "reference" if x.ndim < 2 else _chosen(kernels, x, row, False, draw, column)
+    chosen = "reference" if x.ndim < 2 else _chosen(kernels, x)
     last = x.ndim - 1
     if chosen in _WHOLE:
         first = _WHOLE[chosen](x, row, last, scale, rounding, False, draw, whole_amax)
@@ -88,15 +87,9 @@ def dequantize(mx: MXTensor, dtype: torch.dtype = torch.float32, kernels: str = 
     return cpp.dequantize(mx, dtype) if chosen == "cpp" else dequantize_with(mx, dtype)
 
 
-def _chosen(
-    kernels: str, x: Tensor, found: Format, square: bool, draw: Draw | None, other: Format | None = None
-) -> str:
-    """The implementation. What CUDA C++ does not have is Triton's."""
-    chosen = KERNEL.choose(kernels, x)
-    if chosen in _WHOLE:
-        return chosen if x.numel() else "reference"
-    special = square or draw is not None or "nvfp4" in (found.name, other.name if other else "")
-    return "triton" if special else chosen
+def _chosen(kernels: str, x: Tensor) -> str:
+    """The implementation. Of nothing there is nothing to build or to launch."""
+    return KERNEL.choose(kernels, x) if x.numel() else "reference"
 
 
 __all__ = ["KERNEL", "dequantize", "quantize", "quantize_both"]

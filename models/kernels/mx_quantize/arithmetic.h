@@ -85,11 +85,11 @@ BOTH float decode(int32_t code, const Element& e) {
 // Of int8: 64ths.
 BOTH float decode_integer(int32_t code) { return multiplied(float(int8_t(code)), 1.0f / 64); }
 
-constexpr Element kE4M3 = {8, 3, 121, 8, 0x7E, 0, 0};
+BOTH Element e4m3() { return {8, 3, 121, 8, 0x7E, 0, 0}; }
 
 // NVFP4: the E4M3 scale of a block under the tensor's scale, 0x7F where the block is no number.
 BOTH int32_t nvfp4_scale(int32_t amax, float whole) {
   int32_t finite = amax >= kInfinity ? 0 : amax;
-  int32_t code = encode_divided<kNearestEven>(as_int(divided(as_float(finite), 6.0f)), whole, 0, kE4M3);
+  int32_t code = encode_divided<kNearestEven>(as_int(divided(as_float(finite), 6.0f)), whole, 0, e4m3());
   return amax >= kInfinity ? 0x7F : code;
 }

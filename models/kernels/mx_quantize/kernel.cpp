@@ -36,7 +36,7 @@ void scales_of(const int32_t* amax, long count, const Call& c, uint8_t* bytes, f
   for (long i = 0; i < count; ++i) {
     if constexpr (NVFP4) {
       int32_t code = nvfp4_scale(amax[i], whole);
-      float found = multiplied(decode(code, kE4M3), whole);
+      float found = multiplied(decode(code, e4m3()), whole);
       int32_t usable = (code != 0x7F) & (found > 0);
       bytes[i] = uint8_t(code), factor[i] = usable ? found : 1.0f, keep[i] = -usable;
     } else {
@@ -233,7 +233,7 @@ void values_of(const Values& v, long line, long start, long count, float* values
   unpack_line(v.elements + place * e.bits / 8, count, e.bits, codes);
   for (long block = 0; block < blocks; ++block) {
     int32_t scale = v.scales[first + block];
-    if constexpr (NVFP4) factor[block] = multiplied(decode(scale, kE4M3), whole);
+    if constexpr (NVFP4) factor[block] = multiplied(decode(scale, e4m3()), whole);
     else factor[block] = scale == 255 ? as_float(0x7FC00000) : power(scale);
   }
   spread<kSize>(factor, blocks, factors);

@@ -47,14 +47,13 @@ def _quantize(
     key: Tensor | None, lines: list[Tensor], wide: bool, whole: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     formats = (row or None, column or None)
+    drawn = None if key is None else (key, lines, wide)
     if implementation == "cuda":
         from models.kernels.mx_quantize.cuda import quantize
+    else:
+        from models.kernels.mx_quantize.triton import quantize
 
-        return [part for stored in quantize(x, formats, dim, scale, rounding) for part in stored]
-    from models.kernels.mx_quantize import triton
-
-    drawn = None if key is None else (key, lines, wide)
-    made = triton.quantize(x, formats, dim, scale, rounding, square, drawn, whole)
+    made = quantize(x, formats, dim, scale, rounding, square, drawn, whole)
     return [part for stored in made for part in stored]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.formats.names import Format, format_of
 from models.formats.scales import tensor_scale
 from models.formats.tensor import MXTensor
+from models.kernels.mx_quantize.matrices import Matrices, matrices_of
 from models.kernels.mx_quantize.operators import Parts, storage
 from models.kernels.mx_quantize.places import sums
 from models.kernels.mx_quantize.tiles import dequantize_tile, largest_of_tile, quantize_tile
@@ -25,18 +26,6 @@ from models.kernels.runtime.compiling import Compilation
 
 INTERPRETED = 512, 512
 """Rows and columns of a tile on CPU, where the interpreter pays by the program."""
-
-
-class Matrices(NamedTuple):
-    """x as batches of matrices [rows, columns]; strides in elements. dims: how many of x's are batches and rows."""
-
-    x: Tensor
-    dims: int
-    batches: int
-    rows: int
-    columns: int
-    batch_stride: int
-    row_stride: int
 
 
 class Tile(NamedTuple):
@@ -55,7 +44,7 @@ def quantize(
     rounding the key, lines of places by dimension (int64 [extent]), and whether their sums may reach 2^32."""
     row, column = formats
     last = x.ndim - 1
-    matrices = _matrices(x, dim if column else last, both=None not in formats)
+    matrices = matrices_of(x, formats, dim)
     made = {place: storage(x, name, (last, dim)[place], square) for place, name in enumerate(formats) if name}
     if not x.numel():
         return [(*parts[:2], tensor_scale(torch.zeros_like(parts[2]))) for parts in made.values()]
@@ -83,19 +72,6 @@ def quantize(
 
 def _grid(m: Matrices, tile: Tile) -> tuple[int, int]:
     return triton.cdiv(m.rows, tile.height) * triton.cdiv(m.columns, tile.width), m.batches
-
-
-def _matrices(x: Tensor, dim: int, both: bool) -> Matrices:
-    """Rows along the last dimension, or, of an earlier `dim`, along it. both: rows are those of the first dimension, so that
-    both directions are told by them."""
-    if x.ndim == 2 and x.stride(1) == 1 and x.numel():
-        return Matrices(x, 1, 1, x.shape[0], x.shape[1], 0, x.stride(0))
-    x = x.contiguous()
-    if dim == x.ndim - 1 and not both:
-        return Matrices(x, x.ndim - 1, 1, prod(x.shape[:-1]), x.shape[-1], 0, x.shape[-1])
-    dim = 0 if dim == x.ndim - 1 else dim
-    columns = prod(x.shape[dim + 1 :])
-    return Matrices(x, dim + 1, prod(x.shape[:dim]), x.shape[dim], columns, x.shape[dim] * columns, columns)
 
 
 def _largest(m: Matrices, found: Format, along: str, tile: Tile) -> Tensor:

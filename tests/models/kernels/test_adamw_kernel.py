@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +13,9 @@ from torch import Tensor
 
 from models.errors import ModelError
 from models.kernels.adamw import Draw, Scalars, Tables, adamw_, launch
-from models.kernels.adamw.cuda import SOURCE, arguments
 from models.kernels.adamw.reference import stochastic_bf16
 from models.kernels.adamw.tables import CHUNK, place_of
-from models.kernels.runtime.cuda import library, nvcc
+from models.keys import signed
 from tests.models.kernels.harness import Guarded, noise
 
 SCALARS = Scalars.at(3, 1e-3, (0.9, 0.95), 1e-8, 0.1)
@@ -84,13 +79,15 @@ def same_bits(ours: list[Tensor], theirs: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("gradient", [F32, BF16], ids=str)
 @pytest.mark.parametrize("mode", MODES)
-def test_triton_interpreted_equals_the_reference(mode: str, gradient: torch.dtype) -> None:
+@pytest.mark.parametrize("kernels", ["triton", "cuda"])
+def test_kernels_on_the_processor_equal_the_reference(kernels: str, mode: str, gradient: torch.dtype) -> None:
     ours, theirs = Case(mode, gradient), Case(mode, gradient)
-    found, expected = ours.step("triton", statistics=True), theirs.step("reference", statistics=True)
+    found, expected = ours.step(kernels, statistics=True), theirs.step("reference", statistics=True)
     same_bits(ours.written, theirs.written)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("kernels", ["triton", "cuda"])
 @settings(max_examples=12, deadline=None)
 @given(
     shapes=st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4),
@@ -102,55 +99,16 @@ def test_triton_interpreted_equals_the_reference(mode: str, gradient: torch.dtyp
     epsilon=st.sampled_from([0.0, 1e-8, 1e-3]),
 )
 def test_any_shape_alignment_and_number_gives_the_same_bits(
-    shapes, mode, gradient, offset, wild, step, epsilon
+    kernels, shapes, mode, gradient, offset, wild, step, epsilon
 ) -> None:
     cases = [Case(mode, gradient, shapes, offset, seed=step) for _ in range(2)]
     for case in cases:
         for tensor in (*case.gradients, *case.parameters):
             tensor.view(-1)[::5] = wild
     scalars = Scalars.at(step, 0.01, (0.8, 0.99), epsilon, 0.3)
-    cases[0].step("triton", scalars)
+    cases[0].step(kernels, scalars)
     cases[1].step("reference", scalars)
     same_bits(cases[0].written, cases[1].written)
-
-
-def host_libraries(directory: Path) -> list[ctypes.CDLL]:
-    """kernel.cu as any C++ compiler builds it, and as nvcc does where it is."""
-    found = []
-    if compiler := shutil.which("g++") or shutil.which("clang++"):
-        target = directory / "host.so"
-        command = [compiler, "-x", "c++", "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
-        subprocess.run([*command, "-o", target, SOURCE], check=True)
-        found.append(ctypes.CDLL(str(target)))
-    if nvcc():
-        found.append(library(SOURCE, "sm_90a"))
-    return found
-
-
-def test_cuda_source_on_the_host_equals_the_reference(tmp_path: Path) -> None:
-    libraries = host_libraries(tmp_path)
-    if not libraries:
-        pytest.skip("no C++ compiler")
-    for built in libraries:
-        for mode in MODES:
-            for gradient in (F32, BF16):
-                ours, theirs = Case(mode, gradient), Case(mode, gradient)
-                for case in (ours, theirs):
-                    case.gradients[0].view(-1)[:4] = torch.tensor([torch.nan, torch.inf, 1e-42, 3e38])
-                places = [place_of(draw, p.shape) for p, draw in zip(ours.parameters, ours.draws, strict=False)]
-                sizes, keys = [p.numel() for p in ours.parameters], [signed(draw.key) for draw in ours.draws]
-                tables = Tables(sizes, torch.device("cpu"), places, shadowed=bool(ours.shadows))
-                lists = (ours.parameters, ours.gradients, ours.exp_avgs, ours.exp_avg_sqs, ours.shadows)
-                tables.point(*lists, keys=keys)
-                partials = torch.empty(len(tables.chunks), 2)
-                built.adamw_on_host(*arguments(tables, gradient, SCALARS, ours.factor.reshape(1), partials))
-                expected = theirs.step("reference", statistics=True)
-                same_bits(ours.written, theirs.written)
-                torch.testing.assert_close(tables.sums(partials), expected, rtol=1e-4, atol=0, equal_nan=True)
-
-
-def signed(key: int) -> int:
-    return key - 2**64 if key >= 2**63 else key
 
 
 def test_reference_is_adamw_within_rounding() -> None:
@@ -187,7 +145,7 @@ def test_rounding_is_right_in_the_mean_and_falls_on_neighbours_only() -> None:
     assert stochastic_bf16(torch.tensor([torch.nan]), Draw(1)).isnan().all()
 
 
-@pytest.mark.parametrize("kernels", ["reference", "triton"])
+@pytest.mark.parametrize("kernels", ["reference", "triton", "cuda"])
 def test_a_part_takes_the_bits_of_its_place_in_the_whole(kernels: str) -> None:
     """Rows as FSDP cuts them, columns as the tensor axis does, a corner of both."""
     for rows, columns in ((slice(8, 32), slice(0, 40)), (slice(0, 48), slice(10, 30)), (slice(7, 19), slice(3, 40))):
