@@ -108,6 +108,23 @@ long pack_lines(uint8_t (*codes)[kWidth], long block, int bits) {
   return block * bits / 8;
 }
 
+// Eight bytes of eight lines, kWidth apart, to eight columns of them, `apart`: pairs of bytes change places, then of two, then of
+// four.
+void turn_8x8(const uint8_t* lines, uint8_t* columns, long apart) {
+  uint64_t x[8];
+  for (int i = 0; i < 8; ++i) std::memcpy(&x[i], lines + i * kWidth, 8);
+  constexpr uint64_t kMasks[] = {0x00FF00FF00FF00FF, 0x0000FFFF0000FFFF, 0x00000000FFFFFFFF};
+  for (int step = 0; step < 3; ++step) {
+    int other = 1 << step, shift = 8 << step;
+    for (int i = 0; i < 8; ++i) {
+      if (i & other) continue;
+      uint64_t change = ((x[i] >> shift) ^ x[i + other]) & kMasks[step];
+      x[i] ^= change << shift, x[i + other] ^= change;
+    }
+  }
+  for (int i = 0; i < 8; ++i) std::memcpy(columns + i * apart, &x[i], 8);
+}
+
 // Blocks along lines of memory: `count` elements of a line, from `start` on, inner = 1.
 template <int ROUNDING, bool INTEGER, bool NVFP4>
 void along_line(const Call& c, long line, long start, long count) {
@@ -155,10 +172,12 @@ void across_lines(const Call& c, long outer, long block, long start, long count)
       codes[line][i] = code<ROUNDING, INTEGER, NVFP4>(bits[line][i], factor[i], keep[i], random[i], e);
   }
   long lines = pack_lines(codes, kSize, e.bits);
+  uint8_t turned[kWidth][kSize];
+  for (long line = 0; line < lines; line += 8)
+    for (long i = 0; i < kWidth; i += 8) turn_8x8(&codes[line][i], &turned[i][line], kSize);
   for (long i = 0; i < count; ++i) {
     long place = (outer * c.inner + start + i) * c.blocks() + block;
-    uint8_t* out = c.elements + place * c.bytes();
-    for (long line = 0; line < lines; ++line) out[line] = codes[line][i];
+    std::memcpy(c.elements + place * c.bytes(), turned[i], lines);
     c.scales[place] = bytes[i];
   }
 }
@@ -204,8 +223,11 @@ void unpack_line(const uint8_t* packed, long count, int bits, uint8_t* codes) {
     for (long i = 0; i < count / 2; ++i) codes[2 * i] = packed[i] & 0xF, codes[2 * i + 1] = packed[i] >> 4;
   } else {
     for (long i = 0; i < count / 4; ++i) {
-      uint32_t word = packed[3 * i] | packed[3 * i + 1] << 8 | packed[3 * i + 2] << 16;
-      for (int place = 0; place < 4; ++place) codes[4 * i + place] = (word >> (6 * place)) & 0x3F;
+      uint8_t a = packed[3 * i], b = packed[3 * i + 1], d = packed[3 * i + 2];
+      codes[4 * i] = uint8_t(a & 0x3F);
+      codes[4 * i + 1] = uint8_t((a >> 6 | b << 2) & 0x3F);
+      codes[4 * i + 2] = uint8_t((b >> 4 | d << 4) & 0x3F);
+      codes[4 * i + 3] = uint8_t(d >> 2);
     }
   }
 }
@@ -260,15 +282,20 @@ void dequantize(const Values& v, long rows, int threads) {
     });
     return;
   }
-  constexpr long kLines = 16;  // of a tile: a line of the cache where it is written
-  long bundles = (v.inner + kLines - 1) / kLines;
-  in_runs(rows / v.inner * bundles, v.size, threads, [&](long bundle, long start, long count) {
-    float tile[kLines][kRun], across[kLines];
-    long outer = bundle / bundles, left = bundle % bundles * kLines, lines = std::min(kLines, v.inner - left);
-    for (long i = 0; i < lines; ++i) values_of<INTEGER, NVFP4>(v, outer * v.inner + left + i, start, count, tile[i]);
-    for (long at = 0; at < count; ++at) {
-      for (long i = 0; i < lines; ++i) across[i] = tile[i][at];
-      store(v, (outer * v.size + start + at) * v.inner + left, across, lines);
+  // Tiles beside one another follow each other: what they write lies in the same pages.
+  constexpr long kLines = 16, kLong = 128;  // of a tile; 16 are a line of the cache where it is written
+  long bundles = (v.inner + kLines - 1) / kLines, runs = (v.size + kLong - 1) / kLong;
+  shared(rows / v.inner * runs * bundles, rows * v.size, threads, [&](long first, long last) {
+    float tile[kLines][kLong + 16], across[kLines];  // lines one after another would share sets of the cache
+    for (long index = first; index < last; ++index) {
+      long outer = index / bundles / runs, start = index / bundles % runs * kLong, left = index % bundles * kLines;
+      long lines = std::min(kLines, v.inner - left), count = std::min(kLong, v.size - start);
+      if (lines < kLines) std::memset(tile[lines], 0, (kLines - lines) * sizeof tile[0]);
+      for (long i = 0; i < lines; ++i) values_of<INTEGER, NVFP4>(v, outer * v.inner + left + i, start, count, tile[i]);
+      for (long at = 0; at < count; ++at) {
+        for (long i = 0; i < kLines; ++i) across[i] = tile[i][at];
+        store(v, (outer * v.size + start + at) * v.inner + left, across, lines);
+      }
     }
   });
 }
