@@ -110,7 +110,7 @@ def operand(
         return Operand.of(quantize_whole(x, format, dim, scope, rounding, random=random, largest=agreed))
     if FORMATS[format].scale == "e8m0":
         return Operand.of(quantize(x, format, dim, scale, rounding, square=square, draw=draw, kernels=kernels))
-    magnitudes = x.to(torch.float32).abs()
-    amax = largest(torch.where(magnitudes.isfinite(), magnitudes, 0.0).amax(), True)
+    low, high = x.nan_to_num(0.0, 0.0, 0.0).aminmax()
+    amax = largest(torch.maximum(-low, high).to(torch.float32), True)
     options = {"square": square, "draw": draw, "whole_amax": amax, "kernels": kernels}
     return Operand.of(quantize(x, format, dim, "floor", rounding, **options))
