@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import hashlib
+import logging
 import os
 import subprocess
 import tempfile
@@ -19,6 +20,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 INPUTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """Dtypes that kernels read, by the number they know them by."""
@@ -48,6 +51,7 @@ def built(source: Path, architecture: str, compiler: str, options: list[str]) ->
     target = cache_directory() / f"{source.parent.name}-{architecture}-{name}.so"
     try:
         if not target.exists():
+            log.warning("kernels: %s for %s is built, once on this machine", source.parent.name, architecture)
             with _one_at_a_time(target):
                 if not target.exists():
                     _build([compiler, *options], source, architecture, target)

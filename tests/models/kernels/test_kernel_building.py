@@ -39,14 +39,18 @@ def source(tmp_path: Path, text: str) -> Path:
 
 
 @needs_compiler
-def test_of_many_that_want_a_library_at_once_one_builds_it(tmp_path: Path, compiler: Path) -> None:
+def test_of_many_that_want_a_library_at_once_one_builds_it(
+    tmp_path: Path, compiler: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = source(tmp_path, 'extern "C" int answer() { return 42; }')
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: built(path, "here", str(compiler), OPTIONS), range(4)))
     assert [one.answer() for one in found] == [42] * 4
     assert builds(tmp_path) == 1
+    told = len(caplog.records)
+    assert told >= 1 and "kernels for here is built, once" in caplog.text, "who waits for it is told why"
     built(path, "here", str(compiler), OPTIONS)
-    assert builds(tmp_path) == 1, "it was kept"
+    assert builds(tmp_path) == 1 and len(caplog.records) == told, "it was kept"
 
 
 @needs_compiler
