@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher.callbacks.metrics import FILE_NAME, parse_line
 from launcher.laws.columns import DIRECTORY
 from launcher.laws.form import LawError
@@ -52,15 +50,14 @@ def _row(directory: Path, figures: dict[str, Any], labels: dict[str, str]) -> di
 
 def _of_recipe(directory: Path, figures: dict[str, Any]) -> dict[str, Any]:
     """Counts that the run's recipe gives: weights without embeddings, those a token uses, batch, rate, FLOPs."""
-    place = directory / "config.yaml"
-    if not place.is_file():
+    if not (directory / "config.yaml").is_file():
         return {}
-    from launcher.schema import build
-    from models.config import ModelConfig, count_active_parameters
+    from launcher.compose import recorded_model
+    from models.config import count_active_parameters
     from models.flops import flops_per_token
 
-    recipe = yaml.safe_load(place.read_text())
-    train, model = recipe["train"], build(ModelConfig, recipe["model"], "model")
+    model, recipe = recorded_model(directory)
+    train = recipe["train"]
     found: dict[str, Any] = {
         "batch_tokens": train["batch_tokens"],
         "learning_rate": recipe["optimizer"]["learning_rate"],

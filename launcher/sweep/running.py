@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.callbacks.metrics import FILE_NAME, parse_line
-from launcher.compose import load_recipe
+from launcher.compose import recorded_model
 from launcher.exits import AGAIN
 from launcher.spawn import start_module
 from launcher.submit import ONE_OF_MANY
@@ -177,8 +177,10 @@ def figures_of(directory: Path) -> dict[str, Any]:
 
 def flops_per_token_of(directory: Path) -> float:
     """What a token costs in a run, forward and backward."""
-    recipe = load_recipe(directory / "config.yaml")
-    return flops_per_token(recipe.model, recipe.train.sequence_length)
+    model, recipe = recorded_model(
+        directory
+    )  # a sweep outlives an update of Triaxis: its next runs are of the younger one
+    return flops_per_token(model, recipe["train"]["sequence_length"])
 
 
 def last_error(log: Path, code: int) -> str:

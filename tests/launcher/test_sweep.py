@@ -11,16 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launcher.check import check_layout, check_recipe, with_vocabulary
 from launcher.cli import main
-from launcher.compose import build_recipe, compose_tree
+from launcher.compose import build_recipe, compose_tree, load_recipe
+from launcher.config import RecipeError
+from launcher.schema import to_plain
 from launcher.sweep.adopt import adopt
 from launcher.sweep.config import SweepConfig, SweepError
 from launcher.sweep.picture import picture
 from launcher.sweep.points import Planned, Point, differences, points_of, sweep_of
 from launcher.sweep.results import results_of, write_csv, write_json
-from launcher.sweep.running import last_error
+from launcher.sweep.running import figures_of, last_error
 from launcher.sweep.store import Row, Store, alive, new_owner
 
 TWO = {"arm": {"a": [], "b": ["optimizer.learning_rate=1e-4"]}, "seed": [1, 2]}
@@ -260,6 +263,23 @@ def test_an_option_younger_than_a_run_makes_no_difference(four: list[Planned]) -
     old = {key: value for key, value in new.items() if key != "model.qk_norm_whole"}
     assert differences(old, new) == []
     assert differences(old, {**new, "model.qk_norm_whole": True}) == ["model.qk_norm_whole: False -> True"]
+
+
+def test_a_run_of_a_younger_triaxis_has_its_figures(tmp_path: Path) -> None:
+    """A sweep goes on while Triaxis is updated: its next runs are of the new code, what reads them is of the old."""
+    recipe = build_recipe(compose_tree(["experiment=tiny"]))
+    tree = to_plain(replace(recipe, model=replace(recipe.model, vocab_size=256)))
+    tree["train"]["of_tomorrow"] = 1
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    summary = {"validation_loss": 3.0, "bits_per_byte": 2.0, "tokens": 512, "parameters": 10, "skipped_steps": 0}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"kind": "step", "step_seconds": 1.5, "batch_tokens": 512}) + "\n"
+    )
+    figures = figures_of(tmp_path)
+    assert figures["seconds"] == 1.5 and figures["flops"] > 512 * 6 * 1e6
+    with pytest.raises(RecipeError, match=r"config\.yaml: train\.of_tomorrow: no such option.*another version"):
+        load_recipe(tmp_path / "config.yaml")
 
 
 def test_the_last_error_is_the_one_told_to_the_user(tmp_path: Path) -> None:
