@@ -7,10 +7,11 @@ float32 and narrows operands itself, where the processor has such units (AVX512-
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.formats.operand import Operand
@@ -51,6 +52,41 @@ def exact_product(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
 @exact_product.register_fake
 def _(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
     return a.new_empty((a.shape[0], b.shape[1]), dtype=torch.float32)
+
+
+@torch.library.custom_op("triaxis::exact_grouped_product", mutates_args=())
+def exact_grouped_product(a: Tensor, b: Tensor, ends: Tensor, scale: Tensor | None, loop: bool) -> Tensor:
+    """`grouped_product` of operands such as `exact_product` takes, times scale -> float32."""
+    if a.is_cuda:  # whose grouped product has no other type of result
+        y = one_by_one(a, b, ends, lambda left, right: torch.mm(left, right, out_dtype=torch.float32))
+    else:
+        with _bfloat16_units():
+            y = grouped_product(a, b, ends, loop)
+    return y if scale is None else y.mul_(scale)
+
+
+@exact_grouped_product.register_fake
+def _(a: Tensor, b: Tensor, ends: Tensor, scale: Tensor | None, loop: bool) -> Tensor:
+    shape = (a.shape[0], b.shape[-1])
+    return a.new_empty(shape if b.ndim == 3 else (ends.shape[0], *shape), dtype=torch.float32)
+
+
+def grouped_product(a: Tensor, b: Tensor, ends: Tensor, loop: bool) -> Tensor:
+    """Products of groups of N rows, the e-th of which ends at row ends[e] (int32 [E]), ends[E - 1] being N.
+
+    a [N, I], b [E, I, O] -> [N, O], each group's rows by its own matrix; or a [I, N], b [N, O] -> [E, I, O], sums over each
+    group. loop: one product a group, for widths too that are no multiple of 16 bytes.
+    """
+    return one_by_one(a, b, ends, torch.mm) if loop else F.grouped_mm(a, b, offs=ends)
+
+
+def one_by_one(a: Tensor, b: Tensor, ends: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`grouped_product` by a product of two matrices."""
+    last = ends.tolist()
+    spans = zip([0, *last[:-1]], last, strict=True)
+    if b.ndim == 3:
+        return torch.cat([product(a[first:end], matrix) for matrix, (first, end) in zip(b, spans, strict=True)])
+    return torch.stack([product(a[:, first:end], b[first:end]) for first, end in spans])
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from models.formats.exact import exact_grouped_product, exact_values, grouped_product
 from models.formats.health import Health
 from models.formats.operand import Operand
 from models.precision import ProductsConfig
@@ -53,20 +53,7 @@ class Product:
         self.loop = kind == "loop"
 
     def __call__(self, x: Tensor, matrices: Tensor, rows: Rows) -> Tensor:
-        if not self.loop:
-            return F.grouped_mm(x, matrices, offs=rows.ends)
-        return torch.cat([x[begin:end] @ matrix for matrix, (begin, end) in zip(matrices, _spans(rows), strict=True)])
-
-    def transposed(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        """x [N, I] and y [N, O] -> of each expert the sum of xᵀ y over its rows, [E, I, O]."""
-        if not self.loop:
-            return F.grouped_mm(x.t(), y, offs=rows.ends)
-        return torch.stack([x[begin:end].t() @ y[begin:end] for begin, end in _spans(rows)])
-
-
-def _spans(rows: Rows) -> list[tuple[int, int]]:
-    ends = rows.ends.tolist()
-    return list(zip([0, *ends[:-1]], ends, strict=True))
+        return grouped_product(x, matrices, rows.ends, self.loop)
 
 
 class QuantisedExperts:
@@ -90,31 +77,47 @@ class QuantisedExperts:
         self._quantiser = Quantiser(config, kernels, seed, name, axes, health)
 
     def __call__(self, x: Tensor, matrices: Tensor, rows: Rows) -> Tensor:
-        learning = torch.is_grad_enabled() and (x.requires_grad or matrices.requires_grad)
-        return _Experts.apply(x, matrices, rows, self) if learning else self.multiply(x, matrices, rows)
+        if torch.is_grad_enabled() and (x.requires_grad or matrices.requires_grad):
+            return _Experts.apply(x, matrices, rows, self)
+        return self.multiply(self._rows(x, -1, "forward", "activation", rows), matrices, rows, x.dtype)
 
-    def multiply(self, x: Tensor, matrices: Tensor, rows: Rows) -> Tensor:
-        """Forward."""
-        value = self._quantiser.values
-        activation = value(self._rows(x, -1, "forward", "activation", rows), x.dtype)
-        return self.product(activation, value(self._matrices(matrices, 1, "forward", rows), x.dtype), rows)
+    def activations(self, x: Tensor, rows: Rows) -> tuple[Operand, Operand]:
+        """x [N, I] for forward, and what the gradient of the matrices will need of it."""
+        return self._quantiser.pair(x, "activation", ("forward", "weight_gradient")) or (
+            self._rows(x, -1, "forward", "activation", rows),
+            self._rows(x, 0, "weight_gradient", "activation", rows),
+        )
 
-    def keep(self, x: Tensor, rows: Rows) -> Operand:
-        """What the gradient of the matrices will need of x."""
-        return self._rows(x, 0, "weight_gradient", "activation", rows)
+    def gradients(self, gradient: Tensor, rows: Rows) -> tuple[Operand, Operand]:
+        """Output gradient [N, O] for the gradient of x and for that of the matrices."""
+        return self._quantiser.pair(gradient, "gradient", ("input_gradient", "weight_gradient")) or (
+            self._rows(gradient, -1, "input_gradient", "gradient", rows),
+            self._rows(gradient, 0, "weight_gradient", "gradient", rows),
+        )
 
-    def for_input(self, gradient: Tensor, matrices: Tensor, rows: Rows) -> Tensor:
-        """[N, O] -> [N, I]."""
-        value = self._quantiser.values
-        gradients = value(self._rows(gradient, -1, "input_gradient", "gradient", rows), gradient.dtype)
-        weights = value(self._matrices(matrices, 2, "input_gradient", rows), gradient.dtype)
-        return self.product(gradients.contiguous(), weights.transpose(1, 2).contiguous(), rows)
+    def multiply(self, activation: Operand, matrices: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """Forward: [N, I] x [E, I, O] -> [N, O]."""
+        return self._grouped(activation, self._matrices(matrices, 1, "forward", rows), rows, dtype)
 
-    def for_matrices(self, gradient: Tensor, kept: Operand, rows: Rows) -> Tensor:
-        """[E, I, O]."""
-        value = self._quantiser.values
-        gradients = value(self._rows(gradient, 0, "weight_gradient", "gradient", rows), gradient.dtype)
-        return self.product.transposed(value(kept, gradient.dtype), gradients.contiguous(), rows)
+    def for_input(self, gradients: Operand, matrices: Tensor, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """[N, O] x [E, I, O] -> [N, I]."""
+        return self._grouped(
+            gradients, self._matrices(matrices, 2, "input_gradient", rows), rows, dtype, turned="right"
+        )
+
+    def for_matrices(self, gradients: Operand, kept: Operand, rows: Rows, dtype: torch.dtype) -> Tensor:
+        """[N, I] x [N, O] -> [E, I, O], sums over the rows of each expert."""
+        return self._grouped(kept, gradients, rows, dtype, turned="left")
+
+    def _grouped(self, left: Operand, right: Operand, rows: Rows, dtype: torch.dtype, turned: str = "none") -> Tensor:
+        """`grouped_product`. turned: the side whose last two dimensions the product takes in the other order."""
+        exact = exact_values(left, right, dtype, self._quantiser.kernels)
+        a, b, scale = exact or (self._quantiser.values(left, dtype), self._quantiser.values(right, dtype), None)
+        a = a.contiguous().t() if turned == "left" else a
+        b = b.transpose(1, 2) if turned == "right" else b.contiguous()
+        if exact is None:
+            return grouped_product(a, b, rows.ends, self.product.loop)
+        return exact_grouped_product(a, b, rows.ends, scale, self.product.loop)
 
     def _rows(self, x: Tensor, dim: int, product: str, role: str, rows: Rows) -> Operand:
         line = self.outputs if role == "gradient" else self.inputs
@@ -144,18 +147,20 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrices: Tensor, rows: Rows, product: QuantisedExperts) -> Tensor:
-        kept = product.keep(x, rows)
+        activation, kept = product.activations(x, rows)
         ctx.product, ctx.first_sample, ctx.kept = product, rows.first_sample, replace(kept, tensors=())
         ctx.save_for_backward(matrices, rows.ends, rows.expert, rows.tokens, *kept.tensors)
-        return product.multiply(x, matrices, rows)
+        return product.multiply(activation, matrices, rows, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        product = ctx.product
         matrices, ends, expert, tokens, *kept = ctx.saved_tensors
         rows = Rows(ends, expert, tokens, ctx.first_sample)
+        by_features, by_rows = product.gradients(gradient, rows)
         for_input = for_matrices = None
         if ctx.needs_input_grad[0]:
-            for_input = ctx.product.for_input(gradient, matrices, rows)
+            for_input = product.for_input(by_features, matrices, rows, gradient.dtype)
         if ctx.needs_input_grad[1]:
-            for_matrices = ctx.product.for_matrices(gradient, replace(ctx.kept, tensors=tuple(kept)), rows)
+            for_matrices = product.for_matrices(by_rows, replace(ctx.kept, tensors=tuple(kept)), rows, gradient.dtype)
         return for_input, for_matrices, None, None
