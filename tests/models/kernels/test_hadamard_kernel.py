@@ -44,6 +44,12 @@ def test_the_reference_is_the_product_with_the_matrix(size: int) -> None:
         ((3, 7, 32), 2, 32),
         ((64,), 0, 2),
         ((2, 1024), 1, 1024),
+        ((3, 20), 1, 4),
+        ((5, 24), 1, 8),
+        ((24, 37), 0, 8),
+        ((7, 256), 1, 128),
+        ((2, 256, 33), 1, 256),
+        ((64, 48), 0, 64),
     ],
 )
 def test_every_shape_and_dtype_has_the_references_bits(
