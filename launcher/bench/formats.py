@@ -33,6 +33,8 @@ from models.layers import PlainLayers
 from models.precision import UNQUANTISED, ProductsConfig
 from models.products import QuantisedProduct, WholeAxes
 from models.random import Clock
+from parallel.blocks import check_products
+from parallel.config import ParallelConfig
 
 VOCABULARY = 1024
 BASES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -45,6 +47,8 @@ def run(presets: dict[str, ProductsConfig], recipe: Recipe, sequences: int, roun
     for option, least, value in (("--sequences", 1, sequences), ("--rounds", 2, rounds)):
         if value < least:
             raise RecipeError(f"{option}={value}: must be at least {least}")
+    for products in presets.values():
+        check_products(ParallelConfig(), recipe.model, products, recipe.train.sequence_length)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     contenders = {
         name: _Contender(recipe, products, sequences, device, BASES[base])

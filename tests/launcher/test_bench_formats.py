@@ -8,6 +8,7 @@ from rich.console import Console
 from launcher.bench.formats import PRESETS, main, run, show
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import RecipeError
+from parallel.config import ParallelError
 
 SMALL = ["model.hidden_size=64", "model.heads=2", "model.ffn_size=128", "model.layers=2", "train.sequence_length=64"]
 KEPT = {"bf16": 16, "fp8": 8, "mxfp8": 8.25, "mxint8": 8.25, "mxfp6": 6.25, "mxfp4_mxfp6": 6.25, "nvfp4": 4.5}
@@ -41,3 +42,5 @@ def test_bad_flags_are_refused() -> None:
         main(["--presets", "bf16"])
     with pytest.raises(RecipeError, match="--rounds=1: must be at least 2"):
         main(["--presets", "mxfp8", "--rounds", "1", *SMALL])
+    with pytest.raises(ParallelError, match="model.ffn_size: .* a dimension of 112"):
+        main(["--presets", "mxfp8", *SMALL, "model.ffn_size=112"])
