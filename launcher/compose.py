@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -23,10 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config import PhaseConfig, Recipe, RecipeError
-from launcher.schema import build, known_paths, to_plain, unknown_key
-from models.config import ModelConfig
-
-T = TypeVar("T")
+from launcher.schema import build, known_paths, recorded, to_plain, unknown_key
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 PROFILES = RECIPES.parent / "slurm" / "profiles"  # recipes of the group `cluster` that describe a site
@@ -209,27 +206,7 @@ def phases_of(recipe: Recipe) -> list[Recipe]:
 
 def load_recipe(path: Path) -> Recipe:
     """Read a frozen recipe (`config.yaml` of a run)."""
-    return _recorded(path, build_recipe)
-
-
-def recorded_model(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """(the model, the whole recipe as plain data) of a run, also one of a younger Triaxis, whose other sections may hold
-    options that this one does not know. RecipeError where the model's do."""
-    return _recorded(directory / "config.yaml", lambda tree: (build(ModelConfig, tree.get("model"), "model"), tree))
-
-
-def _recorded(path: Path, made: Callable[[dict[str, Any]], T]) -> T:
-    try:
-        tree = yaml.safe_load(path.read_text())
-        if not isinstance(tree, dict):
-            raise RecipeError("is no recipe")
-        return made(tree)
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file; is this a run directory?") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
-    except RecipeError as error:
-        raise RecipeError(f"{path}: {error} (another version of Triaxis may have written this file)") from None
+    return recorded(path, build_recipe)
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

@@ -10,11 +10,15 @@ import math
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from launcher.config import Recipe, RecipeError
+from models.config import ModelConfig
 
 T = TypeVar("T")
 
@@ -140,3 +144,24 @@ def unknown_key(path: str) -> str:
             :1
         ]
     return f"{path}: no such option" + (f"; did you mean {near[0]}?" if near else "; see `triaxis train --help`")
+
+
+def recorded_model(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """(the model, the whole recipe as plain data) of a run, also one of a younger Triaxis, whose other sections may hold
+    options that this one does not know. RecipeError where the model's do."""
+    return recorded(directory / "config.yaml", lambda tree: (build(ModelConfig, tree.get("model"), "model"), tree))
+
+
+def recorded(path: Path, made: Callable[[dict[str, Any]], T]) -> T:
+    """What is made of the recipe in a file. RecipeError, with the file's name, where there is none or it cannot be made."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+        if not isinstance(tree, dict):
+            raise RecipeError("is no recipe")
+        return made(tree)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file; is this a run directory?") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error} (another version of Triaxis may have written this file)") from None

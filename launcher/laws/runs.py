@@ -52,7 +52,7 @@ def _of_recipe(directory: Path, figures: dict[str, Any]) -> dict[str, Any]:
     """Counts that the run's recipe gives: weights without embeddings, those a token uses, batch, rate, FLOPs."""
     if not (directory / "config.yaml").is_file():
         return {}
-    from launcher.compose import recorded_model
+    from launcher.schema import recorded_model
     from models.config import count_active_parameters
     from models.flops import flops_per_token
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.callbacks.metrics import FILE_NAME, parse_line
-from launcher.compose import recorded_model
 from launcher.exits import AGAIN
+from launcher.schema import recorded_model
 from launcher.spawn import start_module
 from launcher.submit import ONE_OF_MANY
 from launcher.sweep.child import CORES
@@ -177,9 +177,8 @@ def figures_of(directory: Path) -> dict[str, Any]:
 
 def flops_per_token_of(directory: Path) -> float:
     """What a token costs in a run, forward and backward."""
-    model, recipe = recorded_model(
-        directory
-    )  # a sweep outlives an update of Triaxis: its next runs are of the younger one
+    # A sweep outlives an update of Triaxis: its next runs are of the younger one.
+    model, recipe = recorded_model(directory)
     return flops_per_token(model, recipe["train"]["sequence_length"])
 
 

@@ -71,9 +71,8 @@ def test_each_operand_is_quantised_along_its_own_sum(
     (x, matrices, upstream), found = run(experts(kind, same(*formats)), dtype)
     activation, weight, gradient = formats
 
-    def q(
-        value: Tensor, name: str, dim: int
-    ) -> Tensor:  # NVFP4's own values are not bfloat16's: rounded where the model is
+    def q(value: Tensor, name: str, dim: int) -> Tensor:
+        # NVFP4's own values are not bfloat16's: rounded where the model is
         return quantize(value, name, dim).dequantize(dtype).double()
 
     operands = [

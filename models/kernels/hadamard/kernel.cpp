@@ -1,6 +1,6 @@
 // Rotation by Hadamard matrices on a processor. A tensor is looked at as [outer, size, inner], rotated along `size`; what comes
 // of it lies as [outer, inner, size]. Butterflies are sums and differences of vectors: of lines beside one another, or, within
-// 16 numbers of one line, of a vector and the same with its lanes exchanged.
+// a vector of one line, of it and the same with its lanes exchanged.
 #include "../runtime/host.h"
 #include "../runtime/lanes.h"
 
