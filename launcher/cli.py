@@ -241,6 +241,7 @@ HANDLERS: dict[str, Command] = {
     "bench attention": _at("launcher.bench.attention:main"),
     "bench kernels": _at("launcher.bench.kernels.command:main"),
     "bench formats": _at("launcher.bench.formats:main"),
+    "bench gradients": _at("launcher.bench.gradients:main"),
     "bench plan": _at("launcher.bench.plan:main"),
     "bench coordinates": _at("launcher.bench.coordinates:main"),
     "bench packing": _at("launcher.bench.packing:main"),

@@ -11,6 +11,7 @@ from data.tokenizers import load_corpus_tokenizer
 from launcher.compose import build_recipe
 from launcher.config import Recipe, RecipeError
 from launcher.sampling import sample_text
+from models.config import ModelConfig
 from models.decoder import Decoder, named_parameters
 from models.layers import PlainLayers
 from models.parameters import declaration
@@ -92,9 +93,14 @@ def load_model(place: Path, step: int | None = None) -> tuple[LoadedModel, Recip
     clock = Clock(recipe.seed)
     layers = PlainLayers(torch.float32, clock)
     model = Decoder(recipe.model, layers)
+    read_weights(path, recipe.model, model, layers)
+    return LoadedModel(model, recipe, clock), recipe
+
+
+def read_weights(path: Path, config: ModelConfig, model: Decoder, layers: PlainLayers) -> None:
+    """Fill a whole model, made of `layers`, with a checkpoint's weights and what its routers remember."""
     pieces = [
         Piece(name, declaration(parameter).shape, (0,) * parameter.dim(), parameter.data)
         for name, parameter in named_parameters(iter(model.blocks))
     ]
-    load(path, [*pieces, *routing_pieces(layers.routing, recipe.model)])
-    return LoadedModel(model, recipe, clock), recipe
+    load(path, [*pieces, *routing_pieces(layers.routing, config)])

@@ -42,6 +42,7 @@ COMMANDS = {
     "bench attention": "what a document mask costs                  triaxis bench attention",
     "bench kernels": "fused kernels as shares of the copy rate    triaxis bench kernels",
     "bench formats": "what number formats save and cost         triaxis bench formats",
+    "bench gradients": "what formats do to a run's gradient       triaxis bench gradients runs/tiny --presets mxfp6,nvfp4",
     "bench coordinates": "activations over width and depth            triaxis bench coordinates",
     "bench moe": "what a mixture of experts costs             triaxis bench moe",
     "bench layouts": "bubbles against theory, engine against engine  triaxis bench layouts",
@@ -130,7 +131,7 @@ def completions(line: str) -> list[str]:
         from launcher.laws.laws import entries
 
         return [name for name in entries() if name.startswith(word)]
-    if before[0] in ("sample", "report", "compare", "checkpoint"):
+    if before[0] in ("sample", "report", "compare", "checkpoint") or before == ["bench", "gradients"]:
         sweeps = [path.parent for path in Path("sweeps").glob("*/sweep.db")] if before[0] == "report" else []
         return [str(path) for path in sorted([*Path("runs").glob("*"), *sweeps]) if str(path).startswith(word)]
     if before[:2] in (["data", "order"], ["data", "stats"], ["data", "inspect"], ["data", "verify"]):
