@@ -3,10 +3,13 @@
     triaxis bench gradients RUN [--presets mxfp8,mxfp6,… | --sweep mx_parity] [--batches N] [--tokens T] [--step N]
                                 [--json FILE]
 
-Batches of held-out text go through a checkpoint's model in float32 and in each format, on one process. A format's error of a
+Batches of held-out text go through a checkpoint's model in float32 and in each format, on processors. A format's error of a
 batch's gradient has a part that differs from batch to batch, which more tokens average away as they do the batch's own noise,
 and a part that does not, its bias. Both are told in the measure of the gradient noise scale (arXiv 1812.06162): what a batch in
 the format is worth, and from how many tokens on the bias is larger than what is left of the batches' noise.
+
+A format of forward computes another function. At weights that were trained without it that function's gradient points back to
+where it is good: a bias, and a batch worth more than all of its tokens, that training in the format would do away with.
 
 Estimates of squared norms of means take products of different batches alone, so that noise adds nothing to them on average.
 """
