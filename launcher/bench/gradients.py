@@ -169,7 +169,7 @@ def run(
     loaded, recipe = load_model(place, step)
     length = recipe.train.sequence_length
     tokens = tokens or recipe.train.batch_tokens
-    if tokens % length:
+    if tokens < length or tokens % length:
         raise RecipeError(f"--tokens={tokens}: must be a multiple of train.sequence_length={length}")
     base = Arm("fp32", loaded.model.train(), loaded.clock)
     tried = [_arm(name, precision, place, step, recipe) for name, precision in arms.items()]

@@ -131,8 +131,9 @@ def test_what_cannot_be_told_is_refused(trained: Path) -> None:
     bf16 = {"bf16": PrecisionConfig(name="bf16")}
     with pytest.raises(RecipeError, match="--batches=7: .* at least 8"):
         run(trained, bf16, batches=7)
-    with pytest.raises(RecipeError, match="--tokens=100: must be a multiple of train.sequence_length=16"):
-        run(trained, bf16, batches=8, tokens=100)
+    for tokens in (100, -16):
+        with pytest.raises(RecipeError, match=f"--tokens={tokens}: must be a multiple of train.sequence_length=16"):
+            run(trained, bf16, batches=8, tokens=tokens)
     with pytest.raises(RecipeError, match=r"--batches=10000 of --tokens=128: .* holds out [\d,]+ tokens"):
         run(trained, bf16, batches=10_000)
     with pytest.raises(RecipeError, match="fp16: precision.name=fp16: .* loss scale"):
