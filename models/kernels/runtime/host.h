@@ -1,5 +1,5 @@
-// What kernels for processors share: numbers as they lie in memory, and threads, which are started for a call and only where
-// each has a good deal to do.
+// What kernels for processors share: numbers as they lie in memory, and threads: torch's team, or where it has none that is known
+// here, some that are started for a call.
 #pragma once
 #include <algorithm>
 #include <thread>
@@ -9,7 +9,7 @@
 
 enum Input { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
-constexpr long kEnough = 1 << 17;  // elements that are worth a thread
+constexpr long kEnough = 1 << 15, kEnoughToStart = 1 << 17;  // elements that are worth a thread of a team, and one's start
 
 static inline int32_t widened_half(uint16_t x) {
   int32_t magnitude = (x & 0x7FFF) << 13;
@@ -31,14 +31,34 @@ static inline void load(const void* x, int input, long start, long count, int32_
   }
 }
 
-// work(first, last) over [0, count), cut for threads if each gets enough of `elements`.
+// What compilers make of `omp parallel` (libgomp's interface since GCC 4.9, which LLVM's runtime has too). Found in the process if
+// torch brought such a runtime, else null: its threads are there already, and wait for work on cores that others would want.
+extern "C" __attribute__((weak)) void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+extern "C" __attribute__((weak)) int omp_get_thread_num();
+extern "C" __attribute__((weak)) int omp_get_num_threads();
+
+// work(first, last) over [0, count), cut for threads if each gets enough of `elements`. threads: torch's number, which keeps its
+// team as it is.
 template <typename Work>
 void shared(long count, long elements, int threads, const Work& work) {
-  long parts = std::min({long(threads), elements / kEnough, count});
+  const bool team = GOMP_parallel && omp_get_thread_num && omp_get_num_threads;
+  const long parts = std::min({long(threads), elements / (team ? kEnough : kEnoughToStart), count});
   if (parts < 2) return work(0, count);
+  const auto piece = [&work, parts, count](long i) { work(count * i / parts, count * (i + 1) / parts); };
+  if (team) {
+    struct Shared {
+      decltype(piece)& of;
+      long parts;
+    } all = {piece, parts};
+    auto member = [](void* data) {  // of a team that may be smaller than was asked for
+      const Shared& own = *static_cast<Shared*>(data);
+      for (long i = omp_get_thread_num(); i < own.parts; i += omp_get_num_threads()) own.of(i);
+    };
+    GOMP_parallel(member, &all, threads, 0);
+    return;
+  }
   std::vector<std::thread> others;
-  for (long part = 1; part < parts; ++part)
-    others.emplace_back([&work, part, parts, count] { work(count * part / parts, count * (part + 1) / parts); });
-  work(0, count / parts);
+  for (long i = 1; i < parts; ++i) others.emplace_back(piece, i);
+  piece(0);
   for (std::thread& other : others) other.join();
 }
