@@ -130,6 +130,12 @@ def batch_of(example: Example, first_sample: int) -> Batch:
     return Batch(inputs, targets, weights, first_sample, documents, prefix)
 
 
+def ordered_batch(sampler: Sampler, stream: Stream, first: int, rows: int, length: int) -> Batch:
+    """Sequences [first, first + rows) of a stream in plain order."""
+    places = (first + np.arange(rows, dtype=np.int64)) * length
+    return batch_of(sampler(stream.rows(places, length), places, first), first)
+
+
 def validation_batches(recipe: Recipe, mesh: Mesh, stream: Stream) -> Iterator[Batch]:
     """The first tokens of a validation split in plain order, the same sequences at every layout.
 
@@ -141,7 +147,6 @@ def validation_batches(recipe: Recipe, mesh: Mesh, stream: Stream) -> Iterator[B
     share = train.micro_batch * mesh.config.data
     for start in range(0, sequences, share):
         first = start + mesh.place.data * train.micro_batch
-        places = (first + np.arange(train.micro_batch, dtype=np.int64)) * length
-        batch = batch_of(sampler(stream.rows(places, length), places, first), first)
+        batch = ordered_batch(sampler, stream, first, train.micro_batch, length)
         batch.weights[max(0, sequences - first) :] = 0
         yield batch

@@ -11,10 +11,10 @@ from data.tokenizers import load_corpus_tokenizer
 from launcher.compose import build_recipe
 from launcher.config import Recipe, RecipeError
 from launcher.sampling import sample_text
-from models.config import ModelConfig
 from models.decoder import Decoder, named_parameters
 from models.layers import PlainLayers
 from models.parameters import declaration
+from models.precision import UNQUANTISED, ProductsConfig
 from models.random import Clock
 from parallel.checkpoint.pieces import Piece
 from parallel.checkpoint.reader import load, read_state
@@ -72,7 +72,7 @@ def _parse(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 class LoadedModel:
-    """A whole model in float32 for looking at, in one process."""
+    """A whole model for looking at, in one process."""
 
     def __init__(self, model: Decoder, recipe: Recipe, clock: Clock) -> None:
         self.model, self.config, self.clock = model.eval(), recipe.model, clock
@@ -85,22 +85,20 @@ class LoadedModel:
         return self.model(tokens[:, : position + 1])[-1].float()
 
 
-def load_model(place: Path, step: int | None = None) -> tuple[LoadedModel, Recipe]:
-    """The model of a run or checkpoint, with the recipe it was trained by. CheckpointError where there is none."""
+def load_model(
+    place: Path, step: int | None = None, dtype: torch.dtype = torch.float32, products: ProductsConfig = UNQUANTISED
+) -> tuple[LoadedModel, Recipe]:
+    """The model of a run or checkpoint, with the recipe it was trained by. CheckpointError where there is none. dtype,
+    products: what it computes in, whatever it was trained in."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     path = resolve(place, step)
     recipe = build_recipe(read_state(path)["recipe"])
     clock = Clock(recipe.seed)
-    layers = PlainLayers(torch.float32, clock)
+    layers = PlainLayers(dtype, clock, products=products)
     model = Decoder(recipe.model, layers)
-    read_weights(path, recipe.model, model, layers)
-    return LoadedModel(model, recipe, clock), recipe
-
-
-def read_weights(path: Path, config: ModelConfig, model: Decoder, layers: PlainLayers) -> None:
-    """Fill a whole model, made of `layers`, with a checkpoint's weights and what its routers remember."""
     pieces = [
         Piece(name, declaration(parameter).shape, (0,) * parameter.dim(), parameter.data)
         for name, parameter in named_parameters(iter(model.blocks))
     ]
-    load(path, [*pieces, *routing_pieces(layers.routing, config)])
+    load(path, [*pieces, *routing_pieces(layers.routing, recipe.model)])
+    return LoadedModel(model, recipe, clock), recipe

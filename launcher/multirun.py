@@ -58,10 +58,6 @@ class _Launcher(Launcher):
         """Keep what jobs are composed from."""
         self.hydra_context, self.config = hydra_context, config
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Hydra's call: every job's overrides, and the number of the first."""
-        raise NotImplementedError
-
     def jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
         """Each with a name of its own: the recipe's with the number of the job, unless names are swept."""
         found = []

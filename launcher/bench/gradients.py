@@ -20,35 +20,33 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from data.open import ordered_stream
-from launcher.batches import Sampler, batch_of
+from launcher.batches import Sampler, ordered_batch
 from launcher.bench.formats import PRESETS
 from launcher.bench.show import write_figures
 from launcher.compose import build_recipe, compose_tree
 from launcher.config import Recipe, RecipeError
-from launcher.generate import load_model, read_weights
+from launcher.generate import load_model
 from launcher.machine import environment
 from launcher.sweep.config import overrides_of
 from launcher.terminal import new_table, open_console
 from models.decoder import Decoder, named_parameters
-from models.layers import PlainLayers
 from models.linear import cross_entropy
 from models.random import Clock
 from parallel.blocks import check_products
 from parallel.checkpoint.store import resolve
 from parallel.config import ParallelConfig, PrecisionConfig
 from parallel.context import start_clock
-from parallel.engines.base import Batch
+from parallel.engines.base import Batch, micro_batches
 
 LEAST_BATCHES = 8
 """Fewer tell no bias from chance: a true one is at most 0.87 times the root of their number above what is told of its error."""
@@ -105,10 +103,10 @@ class Arm:
 
     def gradient(self, batch: Batch, recipe: Recipe) -> Tensor:
         """Of the mean loss of a batch's targets, by their weights: float32 [P], all parameters in order."""
-        total, rows = batch.weights.sum(), recipe.train.micro_batch
-        for start in range(0, len(batch.inputs), rows):
-            part = _rows(batch, start, start + rows)
-            start_clock(self.clock, recipe.model, part, torch.device("cpu"))
+        total = batch.weights.sum()
+        start_clock(self.clock, recipe.model, batch, torch.device("cpu"))
+        # a clock counts micro-batches of one size
+        for part in micro_batches(batch, math.gcd(len(batch.inputs), recipe.train.micro_batch)):
             logits = self.decoder(part.inputs)
             first = part.targets.shape[1] - logits.shape[0]  # an encoder's rows predict nothing
             losses = cross_entropy(logits, part.targets[:, first:].t().contiguous(), recipe.loss.terms)
@@ -146,14 +144,6 @@ class Arm:
             "bias_squared_error": known / signal,
             "tokens": tokens * base.variance / limit if limit > 0 else math.inf,
         }
-
-
-def _rows(batch: Batch, start: int, stop: int) -> Batch:
-    own = {
-        name: None if (whole := getattr(batch, name)) is None else whole[start:stop]
-        for name in ("inputs", "targets", "weights", "documents", "prefix")
-    }
-    return replace(batch, first_sample=batch.first_sample + start, **own)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
@@ -204,12 +194,9 @@ def _arm(name: str, precision: PrecisionConfig, place: Path, step: int | None, r
         raise RecipeError(
             f"{name}: precision.name=fp16: its gradients need a loss scale, which is the run's; leave it out"
         )
-    clock = Clock(recipe.seed)
     dtype = torch.bfloat16 if precision.name == "bf16" else torch.float32
-    layers = PlainLayers(dtype, clock, recipe.kernels, precision.products)
-    decoder = Decoder(recipe.model, layers)
-    read_weights(resolve(place, step), recipe.model, decoder, layers)
-    return Arm(name, decoder.train(), clock)
+    loaded, _ = load_model(place, step, dtype, precision.products)
+    return Arm(name, loaded.model.train(), loaded.clock)
 
 
 def _held_out(recipe: Recipe, rows: int, batches: int) -> Iterator[Batch]:
@@ -223,8 +210,7 @@ def _held_out(recipe: Recipe, rows: int, batches: int) -> Iterator[Batch]:
         )
     sampler = Sampler(recipe, stream)
     for first in range(0, rows * batches, rows):
-        places = (first + np.arange(rows, dtype=np.int64)) * length
-        yield batch_of(sampler(stream.rows(places, length), places, first), first)
+        yield ordered_batch(sampler, stream, first, rows, length)
 
 
 def show(figures: dict[str, Any], console: Console | None = None) -> None:

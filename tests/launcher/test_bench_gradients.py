@@ -76,7 +76,7 @@ def test_a_format_is_told_by_what_was_done_to_the_gradients() -> None:
 
 
 def test_a_gradient_is_that_of_the_mean_loss(trained: Path) -> None:
-    """Also in several micro-batches, of which the last is smaller, and with targets that do not count."""
+    """Also of rows that micro-batches of the run's size would not divide, and with targets that do not count."""
     loaded, recipe = load_model(trained)
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 100, (5, 17), generator=generator)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable
@@ -16,9 +15,11 @@ from torch import Tensor
 from models.formats.quantize import Draw
 from models.kernels.hadamard import random_signs, rotate
 from models.kernels.mx_quantize import dequantize, quantize
+from tests.models.kernels.cuda_executed import COMPILER
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 HEADER = Path(__file__).resolve().parents[3] / "models" / "kernels" / "runtime" / "host.h"
-COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 ROWS, COLUMNS = 416, 1056  # enough for many threads of a team, cut unevenly
 
 X = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
@@ -39,7 +40,6 @@ WORK: dict[str, Callable[[int], list[Tensor]]] = {
 }
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("name", WORK)
 def test_any_number_of_threads_gives_the_same_bits(name: str, dim: int) -> None:
@@ -51,7 +51,6 @@ def test_any_number_of_threads_gives_the_same_bits(name: str, dim: int) -> None:
             assert torch.equal(ours, theirs), threads
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 def test_a_call_starts_no_threads_that_torch_has_not() -> None:
     torch.set_num_threads(3)
     torch.randn(1 << 20).exp_()  # torch's team is there now
@@ -97,7 +96,6 @@ int main() {
 """
 
 
-@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 @pytest.mark.parametrize(
     ("options", "limit", "told"),
     [([], "", "started, by 5"), (["-fopenmp"], "", "a team, by 5"), (["-fopenmp"], "2", "a team, by 2")],
